@@ -1,0 +1,83 @@
+"""What every part checks of its input, with one sentence per mistake.
+
+Shapes and dtypes are always checked. Values (NaN, labels out of range) are checked on the CPU only, because
+looking at a value on an accelerator waits for its whole queue, and never while `torch.compile` traces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def values_visible(x: Tensor) -> bool:
+    """Whether looking at the values of `x` is cheap (CPU) and possible (not being traced)."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_logits(logits: Tensor, name: str = "logits", classes: int | None = None) -> Tensor:
+    """Return (batch, classes) floating-point `logits`, in float32 if they came in half precision.
+
+    Raises ValueError for another rank or dtype, an empty batch, fewer than 2 classes (or a class count
+    other than `classes`), or NaN.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"{name} must have shape (batch, classes), got {tuple(logits.shape)}.")
+    if not logits.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {logits.dtype}.")
+    if logits.shape[0] == 0:
+        raise ValueError(
+            f"{name} hold an empty batch, shape {tuple(logits.shape)}; expected at least one row."
+        )
+    if classes is not None and logits.shape[1] != classes:
+        raise ValueError(f"{name} must have {classes} columns, got shape {tuple(logits.shape)}.")
+    if logits.shape[1] < 2:
+        raise ValueError(f"{name} must have at least 2 classes, got shape {tuple(logits.shape)}.")
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    # A row's minimum is NaN exactly when the row holds one, and unlike a sum it cannot overflow.
+    if values_visible(logits) and bool(torch.isnan(logits.detach().amin())):
+        raise ValueError(f"{name} contain NaN; expected numbers.")
+    return logits
+
+
+def check_labels(target: Tensor, batch: int, classes: int, ignore_index: int | None = None) -> Tensor:
+    """Return (batch,) integer class labels as int64.
+
+    Raises ValueError for another shape or dtype, or a label outside [0, classes) that is not `ignore_index`.
+    """
+    if target.ndim != 1 or target.shape[0] != batch:
+        raise ValueError(f"target must have shape ({batch},) to match the logits, got {tuple(target.shape)}.")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise ValueError(f"target must hold integer class labels, got {target.dtype}.")
+    if values_visible(target):
+        kept = target if ignore_index is None else target[target != ignore_index]
+        if kept.numel():
+            low, high = (int(v) for v in kept.aminmax())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"target holds the label {low if low < 0 else high}; expected labels in [0, {classes})."
+                )
+    return target.long()
+
+
+def check_features(features: Tensor, in_features: int | None = None) -> Tensor:
+    """Return (batch, in_features) floating-point `features` unchanged.
+
+    Raises ValueError for another shape, dtype or an empty batch. Unlike logits, features are not scanned
+    for NaN: the loss that follows does it once.
+    """
+    if features.ndim != 2 or (in_features is not None and features.shape[1] != in_features):
+        expected = in_features if in_features is not None else "features"
+        raise ValueError(f"features must have shape (batch, {expected}), got {tuple(features.shape)}.")
+    if not features.is_floating_point():
+        raise ValueError(f"features must be floating point, got {features.dtype}.")
+    if features.shape[0] == 0:
+        raise ValueError(f"features hold an empty batch, shape {tuple(features.shape)}.")
+    return features
+
+
+def check_positive(**values: float) -> None:
+    """Raise ValueError naming the first value that is not a positive number."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
