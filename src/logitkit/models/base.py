@@ -1,0 +1,67 @@
+"""The slot: `Part(input_shape, ...)`, a backbone that turns a batch of examples into features for a head.
+
+`forward_features(x)` is the last feature map, `pool(map)` makes it (batch, out_features), and `forward` is
+one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from logitkit.ops import values_visible
+
+__all__ = ["Backbone", "check_inputs", "check_shape"]
+
+
+def check_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """`input_shape`, the shape of one example without the batch, as a tuple of positive whole numbers."""
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"input_shape must hold positive whole numbers, got {input_shape!r}.")
+    return shape
+
+
+def check_inputs(x: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Return the batch `x` of examples of `input_shape`.
+
+    Raises ValueError for another shape, a dtype that is not floating point, an empty batch or NaN.
+    """
+    if x.ndim != len(input_shape) + 1 or tuple(x.shape[1:]) != input_shape:
+        expected = ", ".join(map(str, input_shape))
+        raise ValueError(f"inputs must have shape (batch, {expected}), got {tuple(x.shape)}.")
+    if not x.is_floating_point():
+        raise ValueError(f"inputs must be floating point, got {x.dtype}.")
+    if x.shape[0] == 0:
+        raise ValueError(f"inputs hold an empty batch, shape {tuple(x.shape)}; expected at least one row.")
+    if values_visible(x) and bool(torch.isnan(x.detach().amin())):
+        raise ValueError("inputs contain NaN; expected numbers.")
+    return x
+
+
+class Backbone(nn.Module):
+    """Base of backbones: subclasses set `out_features` and define `forward_features`, and `pool` where the
+    feature map is not already (batch, out_features).
+
+    input_shape: shape of one example, without the batch.
+    """
+
+    out_features: int
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.input_shape = check_shape(input_shape)
+
+    def forward_features(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """The last feature map, before pooling."""
+        raise NotImplementedError
+
+    def pool(self, map: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch features"]:
+        """The feature map as one vector per example."""
+        return map
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch features"]:
+        return self.pool(self.forward_features(x))
