@@ -1,0 +1,161 @@
+"""What a data set is: `Dataset`, the `Table` of raw columns, and the `Split` that comparisons train on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitkit.errors import InputError
+
+Task = Literal["classification", "regression", "sequence"]
+Kind = Literal["vector", "image", "tokens", "table"]
+
+IGNORE = -100
+"""The label of a position that a sequence task does not score (as in `nn.CrossEntropyLoss`)."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One raw column of a table.
+
+    kind "number": `values` (N,) float64, NaN where missing.
+    kind "date":   `values` (N,) float64 days since 1970-01-01, NaN where missing.
+    kind "category": `values` (N,) int64 positions in `levels`, -1 where missing.
+    """
+
+    kind: Literal["number", "date", "category"]
+    values: np.ndarray
+    levels: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> np.ndarray:
+        """(N,) bool: where the value is missing."""
+        return self.values < 0 if self.kind == "category" else np.isnan(self.values)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, each of the same length, in the order of the file."""
+
+    columns: Mapping[str, Column]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())).values) if self.columns else 0
+
+    def take(self, index: Tensor) -> Table:
+        """The rows at `index`."""
+        rows = index.numpy()
+        return Table({name: replace(c, values=c.values[rows]) for name, c in self.columns.items()})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `split` still has to do: see `logitkit.data.split`.
+
+    noise: fraction of training and validation labels that are replaced by a wrong one.
+    noise_type: "symmetric" (any other class, uniformly) or "pair" (always the next class).
+    imbalance: rows of the most frequent training class per row of the rarest.
+    """
+
+    noise: float = 0.0
+    noise_type: str = "symmetric"
+    imbalance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples with labels, before any split or preprocessing.
+
+    name:        the canonical spec, e.g. `"digits+noise=0.4"`.
+    x:           (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], (N, L) int64 tokens, or a
+                 `Table` of raw columns.
+    y:           (N,) int64 classes, (N,) float32 regression targets, or (N, L) int64 tokens for a sequence
+                 task, `IGNORE` where a position is not scored.
+    class_names: one name per class; for a sequence task, per token. None for regression.
+    extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
+    options:     noise and imbalance that `split` applies.
+    fixed_split: row indices by "train", "test" and perhaps "val", for a source that carries its own split.
+    vocabulary:  how many different tokens `x` may hold; None unless `kind` is "tokens".
+    """
+
+    name: str
+    x: Tensor | Table
+    y: Tensor
+    task: Task
+    kind: Kind
+    class_names: tuple[str, ...] | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    options: Options = Options()
+    fixed_split: Mapping[str, Tensor] | None = None
+    vocabulary: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; for a sequence task, of tokens. Raises `InputError` for regression."""
+        if self.task == "regression":
+            raise InputError(f"{self.name} is a regression task and has no classes.")
+        return len(self.class_names) if self.class_names is not None else int(self.y.max()) + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents (not the name), as 64 hexadecimal digits; the same in every process."""
+        digest = hashlib.sha256()
+        about = [self.task, self.kind, self.class_names, asdict(self.options), self.vocabulary]
+        digest.update(json.dumps(about).encode())
+        tensors: dict[str, Any] = {"y": self.y, **{f"extras.{k}": v for k, v in self.extras.items()}}
+        tensors |= {f"fixed.{k}": v for k, v in (self.fixed_split or {}).items()}
+        if isinstance(self.x, Table):
+            for name, column in self.x.columns.items():
+                digest.update(json.dumps([name, column.kind, column.levels]).encode())
+                tensors[f"x.{name}"] = column.values
+        else:
+            tensors["x"] = self.x
+        for name in sorted(tensors):
+            values = np.ascontiguousarray(np.asarray(tensors[name]))
+            digest.update(f"{name}{values.dtype}{values.shape}".encode())
+            digest.update(values.tobytes())
+        return digest.hexdigest()
+
+    def take(self, index: Tensor) -> Dataset:
+        """The rows at `index` (N',) int64, with their annotations and what is left of the fixed split."""
+        fixed = self.fixed_split and {
+            part: torch.isin(index, rows).nonzero().flatten() for part, rows in self.fixed_split.items()
+        }
+        return replace(
+            self,
+            x=self.x.take(index) if isinstance(self.x, Table) else self.x[index],
+            y=self.y[index],
+            extras={key: value[index] for key, value in self.extras.items()},
+            fixed_split=fixed,
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three parts of a data set, and the row of the source that each of their rows came from."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+    index: Mapping[str, Tensor]
+
+
+def seeded(*key: int | str) -> torch.Generator:
+    """A generator whose stream depends on every element of `key` and on nothing else.
+
+    Streams under different keys are independent, so that e.g. label noise does not move when the split
+    draws one number more.
+    """
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,39 @@
+"""Data that is drawn rather than read: every function takes a `torch.Generator` first and returns a
+`Dataset`; the same generator state gives the same data. `load("mixture:classes=20,dim=32")` calls them by
+name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import get_type_hints
+
+from logitkit.data.base import Dataset, seeded
+from logitkit.data.generators.points import hierarchy, mixture, moons, spirals
+from logitkit.data.spec import arguments, real, shown, whole
+from logitkit.errors import InputError, nearest
+
+GENERATORS: dict[str, Callable[..., Dataset]] = {
+    function.__name__: function for function in (moons, spirals, mixture, hierarchy)
+}
+
+__all__ = ["GENERATORS", "generate", *GENERATORS]
+
+
+def generate(name: str, text: str = "", seed: int = 0) -> Dataset:
+    """The data set of generator `name` with the arguments in `text` (`"classes=20,dim=32"`).
+
+    Its name is the spec in canonical form. Raises `InputError` for an unknown or unreadable argument.
+    """
+    function = GENERATORS[name]
+    types = {k: v for k, v in get_type_hints(function).items() if k not in ("generator", "return")}
+    given = {}
+    for key, value in arguments(text, name).items():
+        if key not in types:
+            raise InputError(
+                f"data {name!r} has no argument {key!r}.{nearest(key, types)} It takes: {', '.join(types)}."
+            )
+        given[key] = {int: whole, float: real, str: lambda _, word: word}[types[key]](key, value)
+    dataset = function(seeded(name, seed), **given)
+    spelled = ",".join(f"{key}={shown(given[key])}" for key in types if key in given)
+    return replace(dataset, name=f"{name}:{spelled}" if spelled else name)

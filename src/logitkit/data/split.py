@@ -1,0 +1,160 @@
+"""Train, validation and test: stratified, seeded, with noise and imbalance where they belong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from logitkit.data.base import Dataset, Options, Split, seeded
+from logitkit.errors import InputError
+
+REGRESSION_STRATA = 10
+"""Targets of a regression task are stratified by decile."""
+
+
+def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> Split:
+    """Split `dataset` into train, validation and test rows.
+
+    test, val: fractions of all rows, each in [0, 1) and together below 1. Every class keeps its share in
+    each part to within one row, and at least one row in each part that is not empty. Regression targets
+    are stratified by decile; sequence tasks are split at random. A source with a fixed split keeps its test
+    rows (and validation rows, if it has them) whatever the seed.
+
+    The options of the data set are applied here. Imbalance thins the training rows only: class k of K
+    keeps n * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise
+    replaces exactly `noise` of the training and of the validation labels by a wrong one; the true labels
+    are in `extras["y_clean"]` and `extras["noisy"]` marks the rows. Test rows stay as they are.
+
+    Raises `InputError` for fractions out of range, a single class, or a class with too few rows.
+    """
+    if not (0 <= test < 1 and 0 <= val < 1 and test + val < 1):
+        raise InputError(
+            f"test={test} and val={val} must be fractions of the rows that leave some to train on."
+        )
+    if dataset.fixed_split is None:
+        everything = torch.arange(len(dataset))
+        index = _cut(dataset, everything, {"test": test, "val": val}, seed)
+    else:
+        index = _complete(dataset, {"test": test, "val": val}, seed)
+    if dataset.options.imbalance > 1:
+        index["train"] = _thin(dataset, index["train"], dataset.options.imbalance, seed)
+    parts = {}
+    for part, rows in index.items():
+        taken = replace(dataset.take(rows), options=Options(), fixed_split=None)
+        if dataset.options.noise > 0:
+            fraction = 0.0 if part == "test" else dataset.options.noise
+            taken = _with_noise(taken, fraction, dataset.options.noise_type, seeded(seed, "noise", part))
+        parts[part] = taken
+    return Split(parts["train"], parts["val"], parts["test"], index)
+
+
+def _complete(dataset: Dataset, fractions: dict[str, float], seed: int) -> dict[str, Tensor]:
+    """The source's own split; parts it lacks are cut from its training rows."""
+    fixed = dict(dataset.fixed_split or {})
+    lacking = {part: fraction for part, fraction in fractions.items() if part not in fixed}
+    index = _cut(dataset, fixed["train"], lacking, seed)
+    return {**index, **{part: fixed[part] for part in fractions if part in fixed}}
+
+
+def _strata(dataset: Dataset, rows: Tensor) -> Tensor:
+    """(rows,) the stratum of each row, numbered without gaps."""
+    if dataset.task == "classification":
+        return torch.unique(dataset.y[rows], return_inverse=True)[1]
+    if dataset.task == "regression":
+        strata = max(1, min(REGRESSION_STRATA, len(rows) // 5))
+        rank = dataset.y[rows].argsort(stable=True).argsort(stable=True)
+        return rank * strata // len(rows)
+    return torch.zeros(len(rows), dtype=torch.int64)
+
+
+def _cut(dataset: Dataset, rows: Tensor, fractions: dict[str, float], seed: int) -> dict[str, Tensor]:
+    """Cut `rows` into train and one part per entry of `fractions`, each stratum in proportion."""
+    _enough(dataset, rows, parts=1 + sum(fraction > 0 for fraction in fractions.values()))
+    generator = seeded(seed, "split")
+    strata = _strata(dataset, rows)
+    sizes = strata.bincount()
+    shuffled = torch.randperm(len(rows), generator=generator)
+    order = shuffled[strata[shuffled].argsort(stable=True)]
+    first = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(rows)) - first[strata[order]]
+
+    index, taken = {}, torch.zeros_like(sizes)
+    waiting = sum(fraction > 0 for fraction in fractions.values())
+    for part, fraction in fractions.items():
+        waiting -= fraction > 0
+        most = sizes - taken - 1 - waiting
+        count = _apportion(sizes, fraction, generator).clamp(min=int(fraction > 0)).minimum(most)
+        count = torch.zeros_like(sizes) if fraction == 0 else count
+        index[part] = rows[(rank >= taken[strata]) & (rank < (taken + count)[strata])]
+        taken = taken + count
+    return {"train": rows[rank >= taken[strata]], **index}
+
+
+def _apportion(sizes: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Whole numbers near `sizes * fraction` that add up to the rounded total: largest remainders first,
+    ties broken at random."""
+    exact = sizes.double() * fraction
+    count = exact.floor().long()
+    extra = round(float(exact.sum())) - int(count.sum())
+    tie = torch.rand(len(sizes), generator=generator, dtype=torch.float64) * 1e-6
+    count[(exact - count + tie).argsort(descending=True)[:extra]] += 1
+    return count
+
+
+def _enough(dataset: Dataset, rows: Tensor, parts: int) -> None:
+    if len(rows) < parts:
+        raise InputError(f"{dataset.name} has {len(rows)} rows, too few for {parts} parts.")
+    if dataset.task != "classification":
+        return
+    counts = dataset.y[rows].bincount()
+    present = counts.nonzero().flatten()
+    if len(present) < 2:
+        only = _class_name(dataset, int(present[0]))
+        raise InputError(
+            f"every row of {dataset.name} has the label {only}: at least two classes are needed."
+        )
+    if len(rows) < parts * len(present):
+        raise InputError(
+            f"{dataset.name} has {len(rows)} rows of {len(present)} classes, fewer than the {parts} rows"
+            " per class that training, validation and test need."
+        )
+    rarest = present[counts[present].argmin()]
+    if counts[rarest] < parts:
+        raise InputError(
+            f"class {_class_name(dataset, int(rarest))} of {dataset.name} has {int(counts[rarest])} row(s),"
+            f" fewer than the {parts} that training, validation and test need."
+        )
+
+
+def _class_name(dataset: Dataset, label: int) -> str:
+    return repr(dataset.class_names[label]) if dataset.class_names else str(label)
+
+
+def _thin(dataset: Dataset, rows: Tensor, ratio: float, seed: int) -> Tensor:
+    """Rows left when class counts follow an exponential tail with max/min = `ratio`."""
+    y = dataset.y[rows]
+    classes, y = torch.unique(y, return_inverse=True)
+    share = ratio ** -(torch.arange(len(classes), dtype=torch.float64) / (len(classes) - 1))
+    largest = (y.bincount() / share).min()
+    target = (largest * share + 1e-9).floor().long().clamp(min=1)
+    shuffled = torch.randperm(len(rows), generator=seeded(seed, "imbalance"))
+    order = shuffled[y[shuffled].argsort(stable=True)]
+    sizes = y.bincount()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[y[order]]
+    return rows[rank < target[y]]
+
+
+def _with_noise(dataset: Dataset, fraction: float, kind: str, generator: torch.Generator) -> Dataset:
+    """`fraction` of the labels replaced by a wrong one; the true ones in `extras["y_clean"]`."""
+    chosen = torch.randperm(len(dataset), generator=generator)[: round(fraction * len(dataset))]
+    shift = torch.ones_like(chosen)
+    if kind == "symmetric":
+        shift = torch.randint(1, dataset.num_classes, chosen.shape, generator=generator)
+    y, noisy = dataset.y.clone(), torch.zeros(len(dataset), dtype=torch.bool)
+    y[chosen] = (y[chosen] + shift) % dataset.num_classes
+    noisy[chosen] = True
+    return replace(dataset, y=y, extras={**dataset.extras, "y_clean": dataset.y, "noisy": noisy})
