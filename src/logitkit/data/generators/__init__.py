@@ -9,15 +9,72 @@ from dataclasses import replace
 from typing import get_type_hints
 
 from logitkit.data.base import Dataset, seeded
+from logitkit.data.generators.glyphs import glyphs
+from logitkit.data.generators.labelling import crowd, ratings
+from logitkit.data.generators.marks import marks
 from logitkit.data.generators.points import hierarchy, mixture, moons, spirals
+from logitkit.data.generators.retrieval import extreme, pairs
+from logitkit.data.generators.sequences import modular, recall, strings
+from logitkit.data.generators.shapes import attributes, scenes, shapes
+from logitkit.data.generators.tabular import bimodal, friedman, linear, mixed, tabular
+from logitkit.data.generators.textures import textures
 from logitkit.data.spec import arguments, real, shown, whole
 from logitkit.errors import InputError, nearest
 
 GENERATORS: dict[str, Callable[..., Dataset]] = {
-    function.__name__: function for function in (moons, spirals, mixture, hierarchy)
+    f.__name__: f
+    for f in (
+        moons,
+        spirals,
+        mixture,
+        hierarchy,
+        tabular,
+        friedman,
+        linear,
+        bimodal,
+        mixed,
+        shapes,
+        attributes,
+        scenes,
+        glyphs,
+        textures,
+        marks,
+        modular,
+        recall,
+        strings,
+        crowd,
+        ratings,
+        extreme,
+        pairs,
+    )
 }
 
-__all__ = ["GENERATORS", "generate", *GENERATORS]
+__all__ = [
+    "GENERATORS",
+    "attributes",
+    "bimodal",
+    "crowd",
+    "extreme",
+    "friedman",
+    "generate",
+    "glyphs",
+    "hierarchy",
+    "linear",
+    "marks",
+    "mixed",
+    "mixture",
+    "modular",
+    "moons",
+    "pairs",
+    "ratings",
+    "recall",
+    "scenes",
+    "shapes",
+    "spirals",
+    "strings",
+    "tabular",
+    "textures",
+]
 
 
 def generate(name: str, text: str = "", seed: int = 0) -> Dataset:

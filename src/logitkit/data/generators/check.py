@@ -5,7 +5,7 @@ from __future__ import annotations
 from logitkit.errors import InputError, nearest
 
 
-def at_least(low: float, **values: float) -> None:
+def at_least(low: float, /, **values: float) -> None:
     """Raise `InputError` for the first of `values` below `low`."""
     for name, value in values.items():
         if value < low:
@@ -19,7 +19,7 @@ def fraction(**values: float) -> None:
             raise InputError(f"{name}={value} must be between 0 and 1.")
 
 
-def word(known: tuple[str, ...], **values: str) -> None:
+def word(known: tuple[str, ...], /, **values: str) -> None:
     """Raise `InputError` for the first of `values` that is not one of `known`."""
     for name, value in values.items():
         if value not in known:

@@ -22,6 +22,15 @@ def zipf(count: int, exponent: float) -> Tensor:
     return weight / weight.sum()
 
 
+def long_tailed(n: int, classes: int, exponent: float) -> Tensor:
+    """(n,) classes with frequencies proportional to 1 / rank^exponent, but no fewer than 5 rows each."""
+    at_least(5 * classes, n=n)
+    spare = zipf(classes, exponent) * (n - 5 * classes)
+    count = spare.floor().long() + 5
+    count[: n - int(count.sum())] += 1
+    return torch.arange(classes).repeat_interleave(count)
+
+
 def moons(generator: Generator, n: int = 1000, sd: float = 0.1) -> Dataset:
     """Two interleaved half circles of radius 1 in the plane, plus Gaussian noise of standard deviation `sd`.
 
@@ -79,10 +88,7 @@ def mixture(
     at_least(0, separation=separation, tail=tail)
     fraction(correlation=correlation, flip=flip)
     centres = torch.randn(classes, modes, dim, generator=generator) * separation / math.sqrt(2 * dim)
-    if tail:
-        y = torch.multinomial(zipf(classes, tail), n, replacement=True, generator=generator)
-    else:
-        y = torch.arange(n) % classes
+    y = long_tailed(n, classes, tail) if tail else torch.arange(n) % classes
     mode = torch.randint(modes, (n,), generator=generator)
     mean = centres[y, mode]
     shared = torch.randn(n, -(-dim // block), generator=generator).repeat_interleave(block, dim=1)[:, :dim]
@@ -115,10 +121,7 @@ def hierarchy(
     at_least(0, separation=separation, spread=spread, tail=tail)
     top = torch.randn(groups, dim, generator=generator) * separation / math.sqrt(2 * dim)
     offset = torch.randn(classes, dim, generator=generator) * spread / math.sqrt(2 * dim)
-    if tail:
-        y = torch.multinomial(zipf(classes, tail), n, replacement=True, generator=generator)
-    else:
-        y = torch.arange(n) % classes
+    y = long_tailed(n, classes, tail) if tail else torch.arange(n) % classes
     group = y % groups
     x = top[group] + offset[y] + torch.randn(n, dim, generator=generator)
     return Dataset("hierarchy", x, y, "classification", "vector", numbered(classes), {"group": group})

@@ -1,0 +1,90 @@
+"""Sequences with exact answers: modular arithmetic, associative recall, and string tasks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator
+
+from logitkit.data.base import IGNORE, Dataset
+from logitkit.data.generators.check import at_least, word
+from logitkit.data.generators.points import numbered
+from logitkit.errors import InputError
+
+
+def modular(generator: Generator, p: int = 59, operation: str = "add", form: str = "tokens") -> Dataset:
+    """Arithmetic modulo p: y = (a o b) mod p for all p^2 pairs, in random order.
+
+    operation: "add", "subtract" or "multiply". form: "tokens" gives x (p^2, 3) int64, a, b and the token p
+    for "="; "onehot" gives vectors (p^2, 2p), one-hot a then one-hot b.
+    """
+    at_least(2, p=p)
+    word(("add", "subtract", "multiply"), operation=operation)
+    word(("tokens", "onehot"), form=form)
+    pair = torch.randperm(p * p, generator=generator)
+    a, b = pair // p, pair % p
+    y = {"add": a + b, "subtract": a - b, "multiply": a * b}[operation] % p
+    if form == "onehot":
+        x = torch.cat([torch.nn.functional.one_hot(each, p) for each in (a, b)], dim=1).float()
+        return Dataset("modular", x, y, "classification", "vector", numbered(p))
+    x = torch.stack([a, b, torch.full_like(a, p)], dim=1)
+    return Dataset("modular", x, y, "classification", "tokens", numbered(p), vocabulary=p + 1)
+
+
+def recall(generator: Generator, n: int = 5000, vocab: int = 64, pairs: int = 8, length: int = 64) -> Dataset:
+    """Multi-query associative recall (MQAR): after key-value pairs, name the value of each key that returns.
+
+    A row is k1 v1 ... kP vP, with distinct keys, and then `length` - 2P positions in which every key appears
+    once more at a random place, between tokens 0. Keys are tokens 1 to vocab/2 - 1, values vocab/2 to vocab
+    - 1. At a returning key y is its value, elsewhere `IGNORE`. x and y are (n, length). (Arora et al. 2023,
+    arXiv:2312.04927, with returns placed uniformly.)
+    """
+    at_least(1, n=n, pairs=pairs)
+    at_least(3 * pairs, length=length)
+    if vocab // 2 - 1 < pairs:
+        raise InputError(
+            f"vocab={vocab} has fewer keys than pairs={pairs}: at least {2 * pairs + 2} is needed."
+        )
+    half = vocab // 2
+    keys = 1 + torch.rand(n, half - 1, generator=generator).argsort(dim=1)[:, :pairs]
+    values = torch.randint(half, vocab, (n, pairs), generator=generator)
+    rest = length - 2 * pairs
+    places = 2 * pairs + torch.rand(n, rest, generator=generator).argsort(dim=1)[:, :pairs]
+    x = torch.zeros(n, length, dtype=torch.int64)
+    x[:, : 2 * pairs] = torch.stack([keys, values], dim=2).flatten(1)
+    x.scatter_(1, places, keys)
+    y = torch.full_like(x, IGNORE).scatter_(1, places, values)
+    return Dataset("recall", x, y, "sequence", "tokens", numbered(vocab), vocabulary=vocab)
+
+
+def strings(generator: Generator, n: int = 5000, operation: str = "reverse", length: int = 8) -> Dataset:
+    """Digit strings and what becomes of them: "copy", "reverse", "sort" or "add".
+
+    A row is `length` random digits, the token "=", and the answer without its last digit; y is the answer at
+    the positions that predict it and `IGNORE` before. For "add" the question is two numbers of `length`
+    digits with "+" between, and the answer their sum in length + 1 digits, most significant first. Tokens
+    are 0 to 9, 10 for "=", 11 for "+". The answer starts at the position of "=".
+    """
+    at_least(1, n=n, length=length)
+    word(("copy", "reverse", "sort", "add"), operation=operation)
+    digits = torch.randint(10, (n, length), generator=generator)
+    question = digits
+    if operation == "add":
+        other = torch.randint(10, (n, length), generator=generator)
+        question = torch.cat([digits, torch.full((n, 1), 11), other], dim=1)
+        answer = _sum(digits, other)
+    else:
+        answer = {"copy": digits, "reverse": digits.flip(1), "sort": digits.sort(dim=1).values}[operation]
+    x = torch.cat([question, torch.full((n, 1), 10), answer[:, :-1]], dim=1)
+    y = torch.cat([torch.full_like(question, IGNORE), answer], dim=1)
+    return Dataset("strings", x, y, "sequence", "tokens", (*numbered(10), "=", "+"), vocabulary=12)
+
+
+def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Digits of a + b, one more than they have, most significant first: schoolbook addition."""
+    carry = torch.zeros(len(a), dtype=torch.int64)
+    columns = []
+    for place in reversed(range(a.shape[1])):
+        total = a[:, place] + b[:, place] + carry
+        columns.append(total % 10)
+        carry = total // 10
+    return torch.stack([carry, *reversed(columns)], dim=1)
