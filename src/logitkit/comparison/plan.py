@@ -1,0 +1,209 @@
+"""From what the user writes to the runs it takes: recipes x seeds, each with a key."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import logitkit
+from logitkit import data
+from logitkit.engine.metrics import METRICS, check_metric
+from logitkit.engine.network import locate
+from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, literal, split_commas
+from logitkit.engine.train import Prepared
+from logitkit.errors import InputError, nearest
+
+DEFAULT_LOSSES = "cross_entropy,focal,comp_sum(tau=1.7),ldr,aldr,z_loss"
+FIXED = ("seed", "split_seed", "regularize", "calibrate")  # one value for all recipes: chains and seeds
+SETTINGS = {"seeds", "tune", "metric"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe on one seed; `key` is the same wherever and whenever the same run is asked for."""
+
+    arm: int
+    seed: int
+    recipe: Recipe
+    key: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison will do.
+
+    arms:    the recipes, the first being the reference of every difference.
+    labels:  what tells each arm from the others, e.g. `"loss=ldr"`.
+    seeds:   how many seeds; seed s also chooses split s.
+    tune:    tuning trials per recipe and seed, judged on validation only.
+    metric:  what the ranking is by.
+    """
+
+    dataset: data.Dataset
+    arms: tuple[Recipe, ...]
+    labels: tuple[str, ...]
+    varied: tuple[str, ...]
+    seeds: int
+    tune: int
+    metric: str
+
+    @property
+    def higher_is_better(self) -> bool:
+        return METRICS[self.dataset.task][self.metric]
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Every run, seeds outermost, so that a partial ranking already compares like with like."""
+        found = []
+        for seed, arm in itertools.product(range(self.seeds), range(len(self.arms))):
+            recipe = self.arms[arm].model_copy(update={"seed": seed, "split_seed": seed})
+            text = json.dumps(
+                [
+                    recipe.hash,
+                    self.tune,
+                    self.metric if self.tune else "",
+                    self.dataset.fingerprint,
+                    code_digest(),
+                    _own_code(recipe),
+                ]
+            )
+            found.append(Run(arm, seed, recipe, hashlib.sha256(text.encode()).hexdigest()[:32]))
+        return found
+
+    @property
+    def test_to_train(self) -> float:
+        """Test rows over all the rows that a run learns from (training and validation)."""
+        split = data.split(self.dataset, 0)
+        return len(split.test) / (len(split.train) + len(split.val))
+
+
+@cache
+def code_digest() -> str:
+    """A digest of logitkit's own source: results of another version are not mistaken for this one's."""
+    digest = hashlib.sha256()
+    root = Path(logitkit.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] in ("cli", "report", "claims", "integrations"):
+            continue
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _own_code(recipe: Recipe) -> list[str]:
+    """Digests of the files that hold the user's own code, so that an edit means new runs."""
+    import inspect
+
+    found = []
+    for slot in SLOTS:
+        value = getattr(recipe, slot)
+        for spec in value if isinstance(value, tuple) else (value,):
+            if ":" in spec.name:
+                try:
+                    file = inspect.getsourcefile(locate(spec.name, slot))
+                except TypeError:
+                    file = None
+                found.append(hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else spec.name)
+    return found
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, str]:
+    """`["loss=ce,ldr", "data=digits"]` -> a dictionary. Raises InputError for a word without `=`."""
+    settings: dict[str, str] = {}
+    for word in words:
+        key, sep, value = word.partition("=")
+        if not sep or not key or not value:
+            raise InputError(f"cannot read {word!r}: write slot=value, for example loss=ce,ldr.")
+        if key in settings:
+            raise InputError(f"{key}= is given twice; write {key}={settings[key]},{value} to compare both.")
+        settings[key] = value
+    return settings
+
+
+def make_plan(
+    settings: Mapping[str, Any], *, seeds: int | str = 5, tune: int | str = 0, metric: str | None = None
+) -> Plan:
+    """A plan from recipe settings, each one value or several (a list, or text with commas).
+
+    Without any setting that varies, the default comparison of losses. Raises InputError for unknown
+    settings, parts or data, impossible numbers, and parts that cannot take the data.
+    """
+    settings = dict(settings)
+    seeds, tune = _whole("seeds", seeds, 1), _whole("tune", tune, 0)
+    for key in settings:
+        if key not in Recipe.model_fields:
+            known = [*Recipe.model_fields, *SETTINGS]
+            raise InputError(
+                f"there is no slot or setting {key!r}.{nearest(key, known)} Slots: {', '.join(SLOTS)}."
+            )
+        if key in ("seed", "split_seed"):
+            raise InputError(
+                f"{key}= cannot be set in a comparison; seeds={seeds} runs seeds 0 to {seeds - 1}."
+            )
+    source = settings.pop("data", "digits")
+    dataset = data.load(source)
+    if dataset.task not in METRICS:
+        raise InputError(
+            f"data={dataset.name} is a {dataset.task} task; comparisons take classification and regression."
+        )
+    metric = check_metric(metric, dataset.task)
+    values = {key: _values(key, value) for key, value in settings.items()}
+    if not any(len(v) > 1 for v in values.values()) and "loss" not in values:
+        values["loss"] = _values("loss", DEFAULT_LOSSES if dataset.task == "classification" else "mse,huber")
+    varied = tuple(key for key, v in values.items() if len(v) > 1)
+    arms, labels = [], []
+    for combination in itertools.product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        arms.append(Recipe.of(data=dataset.name, **chosen).canonical())
+        labels.append(", ".join(f"{key}={_short(chosen[key])}" for key in varied) or f"loss={arms[-1].loss}")
+    if len({arm.hash for arm in arms}) < len(arms):
+        raise InputError("two of the recipes to compare are the same; leave one out.")
+    prepared = Prepared.of(data.split(dataset, 0))
+    for arm in arms:
+        check_fit(arm, prepared)
+    return Plan(dataset, tuple(arms), tuple(labels), varied, seeds, tune, metric)
+
+
+def check_fit(recipe: Recipe, prepared: Prepared) -> None:
+    """Build the recipe once and throw it away, so that what cannot work is said before anything runs."""
+    import torch
+
+    from logitkit.engine.network import build_network
+    from logitkit.engine.objective import build_objective
+    from logitkit.engine.train import build_algorithm, build_optimizer
+
+    with torch.random.fork_rng():
+        network = build_network(recipe, prepared.shape)
+        objective = build_objective(recipe, prepared.shape, network)
+        build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
+        build_algorithm(recipe)
+
+
+def _values(key: str, value: Any) -> list[Any]:
+    if isinstance(value, str) and key not in FIXED:
+        value = split_commas(value)
+        return value if key in SLOTS else [literal(v) for v in value]
+    if isinstance(value, list | tuple) and key not in FIXED:
+        if not value:
+            raise InputError(f"{key}= has no value.")
+        return list(value)
+    return [value]
+
+
+def _short(value: Any) -> str:
+    return str(PartSpec.parse(value)) if callable(value) else str(value)
+
+
+def _whole(name: str, value: int | str, least: int) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = least - 1
+    if isinstance(value, bool | float) or number < least:
+        raise InputError(f"{name}={value} is not possible: expected a whole number of at least {least}.")
+    return number

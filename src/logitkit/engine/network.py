@@ -1,0 +1,145 @@
+"""Backbone, head and normaliser as one module, built from a recipe for a data set."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logitkit import catalog
+from logitkit.engine.recipe import PartSpec, Recipe
+from logitkit.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a network must fit: its inputs, its outputs, and the task."""
+
+    input_shape: tuple[int, ...]
+    task: str
+    num_classes: int
+    num_samples: int
+    vmin: float = -1.0
+    vmax: float = 1.0
+
+    def context(self, in_features: int | None = None) -> dict[str, Any]:
+        """The arguments that `catalog.create` offers to a part."""
+        known = {
+            "input_shape": self.input_shape, "num_classes": self.num_classes, "num_samples": self.num_samples,
+            "vmin": self.vmin, "vmax": self.vmax,
+        }  # fmt: skip
+        return known if in_features is None else {**known, "in_features": in_features}
+
+
+class Network(nn.Module):
+    """backbone -> pooled features -> head -> log-weights of the normaliser.
+
+    `forward(x)` gives the scores that losses and calibrators take: (batch, classes), or (batch, 1) for
+    regression. `embed(x)` gives the pooled features.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, normalizer: nn.Module | None, head_takes_target: bool
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.normalizer = normalizer
+        self._head_takes_target = head_takes_target
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        return self.with_features(x, target)[0]
+
+    def with_features(self, x: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores, and the backbone's last feature map before pooling."""
+        features = self.backbone.forward_features(x)  # type: ignore[operator]
+        pooled = self.backbone.pool(features)  # type: ignore[operator]
+        scores = self.head(pooled, target=target) if self._head_takes_target else self.head(pooled)
+        return (scores if self.normalizer is None else self.normalizer.log(scores)), features  # type: ignore[operator]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pooled features (batch, out_features)."""
+        return self.backbone.pool(self.backbone.forward_features(x))  # type: ignore[operator]
+
+
+class _Wrapped(nn.Module):
+    """A user's own module as a backbone: its output, flattened, is the features."""
+
+    def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module = module
+        was = module.training
+        with torch.no_grad():
+            module.eval()
+            out = module(torch.zeros(1, *input_shape))
+            module.train(was)
+        self.out_features = out.flatten(1).shape[1]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features.flatten(1)
+
+
+def locate(path: str, what: str) -> Any:
+    """The object at `module:attribute`."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"{what}={path}: cannot import {module_name!r} ({error}).") from None
+    if not hasattr(module, attribute):
+        raise InputError(
+            f"{what}={path}: {module_name!r} has no {attribute!r}.{nearest(attribute, dir(module))}"
+        )
+    return getattr(module, attribute)
+
+
+def build_backbone(spec: PartSpec, input_shape: tuple[int, ...]) -> nn.Module:
+    """A part of `models`, or the user's `module:attribute`: a callable that returns a module.
+
+    The callable gets the recipe's arguments, and `input_shape` if it asks for it. A module without
+    `forward_features` and `pool` is wrapped: its flattened output is the features.
+    """
+    if ":" not in spec.name:
+        return catalog.create("models", spec.name, input_shape=input_shape, **spec.kwargs)
+    import inspect
+
+    make = locate(spec.name, "model")
+    takes = inspect.signature(make).parameters if callable(make) else {}
+    known = {"input_shape": input_shape} if "input_shape" in takes else {}
+    module = make(**known, **spec.kwargs) if callable(make) and not isinstance(make, nn.Module) else make
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model={spec}: expected a torch.nn.Module, got {type(module).__name__}.")
+    return (
+        module
+        if hasattr(module, "forward_features") and hasattr(module, "pool")
+        else _Wrapped(module, input_shape)
+    )
+
+
+def build_network(recipe: Recipe, shape: Shape) -> Network:
+    """The network of `recipe` for data of `shape`, initialised from the global seed."""
+    for slot, room in (("model", "models"), ("head", "heads")):
+        spec = getattr(recipe, slot)
+        if ":" not in spec.name and shape.task not in catalog.get(room, spec.name).tasks:
+            raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
+    backbone = build_backbone(recipe.model, shape.input_shape)
+    card = catalog.get("heads", recipe.head.name)
+    head = catalog.create(
+        "heads",
+        recipe.head.name,
+        **{**shape.context(int(backbone.out_features)), **recipe.head.kwargs},  # type: ignore[arg-type]
+    )
+    softmax = catalog.get("softmax", recipe.softmax.name)
+    plain = softmax.name == "softmax" and not recipe.softmax.args
+    if not plain and shape.task != "classification":
+        raise InputError(
+            f"softmax={recipe.softmax} needs classes; data={recipe.data} is a {shape.task} task."
+        )
+    normalizer = None if plain else catalog.create("softmax", softmax.name, **recipe.softmax.kwargs)
+    return Network(backbone, head, normalizer, head_takes_target="target" in card.needs)

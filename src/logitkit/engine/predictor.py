@@ -1,0 +1,229 @@
+"""A trained model as its user sees it: inputs in, decisions and probabilities out; saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+import logitkit
+from logitkit import catalog, data
+from logitkit.data import Preprocessor
+from logitkit.engine import metrics as M
+from logitkit.engine.checkpoint import load_state, save_state, write_atomically
+from logitkit.engine.network import Network, Shape, build_network
+from logitkit.engine.recipe import Recipe
+from logitkit.engine.train import Prepared, forward, to_prediction
+from logitkit.errors import InputError
+
+FORMAT = 1
+NOISE = 0.5  # standard deviation of the input noise of `noise_accuracy`, in standardised units
+
+
+class Predictor:
+    """A network with its preprocessing, calibration and detector.
+
+    `predict_proba` takes what `logitkit.data.load` takes, or raw rows as a `Dataset`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        shape: Shape,
+        network: Network,
+        preprocessor: Preprocessor,
+        class_names: tuple[str, ...] | None,
+        calibrators: list[Any],
+        detector: Any,
+    ) -> None:
+        self.recipe, self.shape, self.network = recipe, shape, network.eval()
+        self.preprocessor, self.class_names = preprocessor, class_names
+        self.calibrators, self.detector = calibrators, detector
+        self.metrics: dict[str, float] = {}
+
+    @classmethod
+    def fit(cls, recipe: Recipe, network: Network, prepared: Prepared) -> Predictor:
+        """Fit the recipe's calibrators on the validation split and its detector on the training split."""
+        network.eval()
+        calibrators: list[Any] = []
+        x_val, y_val = prepared.val
+        if recipe.calibrate:
+            if prepared.shape.task != "classification":
+                raise InputError(f"calibrate={recipe.calibrate[0]} needs classes; this is a regression task.")
+            scores = forward(network, x_val)
+            for spec in recipe.calibrate:
+                calibrator = catalog.create("calibrate", spec.name, **spec.kwargs).fit(scores, y_val)
+                calibrators.append(calibrator)
+                scores = _log(calibrator.transform(scores))
+        detector = None
+        if prepared.shape.task == "classification":
+            spec = recipe.detect
+            detector = catalog.create("detect", spec.name, **spec.kwargs)
+            view = _detector_view(catalog.get("detect", spec.name).needs, network)
+            detector.fit(forward(view, prepared.train[0]), prepared.train[1])
+        return cls(
+            recipe,
+            prepared.shape,
+            network,
+            prepared.preprocessor,
+            prepared.class_names,
+            calibrators,
+            detector,
+        )
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Uncalibrated scores (batch, outputs) of preprocessed inputs."""
+        return forward(self.network, x)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Calibrated class probabilities (batch, classes) of preprocessed inputs."""
+        scores = self.scores(x)
+        for calibrator in self.calibrators:
+            scores = _log(calibrator.transform(scores))
+        return scores.softmax(1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Predictions (batch,) of a regression model in the units of the target."""
+        with torch.no_grad():
+            return self.preprocessor.inverse_target(to_prediction(self.network, self.scores(x)))
+
+    def abnormality(self, x: Tensor) -> Tensor:
+        """The detector's score (batch,) of preprocessed inputs: higher is more abnormal."""
+        view = _detector_view(catalog.get("detect", self.recipe.detect.name).needs, self.network)
+        return self.detector.score(forward(view, x))
+
+    def predict_proba(self, source: Any) -> Tensor:
+        """Class probabilities (batch, classes) for anything `logitkit.data.load_unlabelled` takes."""
+        if self.shape.task == "regression":
+            raise InputError("a regression model has no class probabilities; use predict.")
+        return self.probabilities(self._inputs(source))
+
+    def predict(self, source: Any) -> Tensor | list[str]:
+        """The most probable class's name per row, or the predicted value for regression."""
+        x = self._inputs(source)
+        if self.shape.task == "regression":
+            return self.values(x)
+        names = self.class_names or tuple(str(k) for k in range(self.shape.num_classes))
+        return [names[k] for k in self.probabilities(x).argmax(1).tolist()]
+
+    def _inputs(self, source: Any) -> Tensor:
+        if not isinstance(source, Tensor):
+            source = data.load_unlabelled(source, like=self.preprocessor)
+        return source if isinstance(source, Tensor) else self.preprocessor.transform(source)
+
+    def evaluate(
+        self, x: Tensor, y: Tensor, x_train: Tensor | None = None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Every metric of the task on preprocessed inputs, and the curves behind them.
+
+        Labels are classes or targets in their own units. With `x_train`, also what happens off the data:
+        `ood_auroc` against `logitkit.data.out_of_distribution`, and the primary metric under Gaussian
+        input noise of standard deviation 0.5 (inputs are standardised).
+        """
+        if self.shape.task == "regression":
+            found, details = M.regression(self.values(x), y), {}
+        else:
+            probabilities = self.probabilities(x)
+            found, details = (
+                M.classification(probabilities, y),
+                {"reliability": M.reliability(probabilities, y)},
+            )
+        if x_train is not None:
+            generator = torch.Generator().manual_seed(self.recipe.seed)
+            noisy = x + NOISE * torch.randn(x.shape, generator=generator).to(x)
+            if self.shape.task == "regression":
+                found["noise_rmse"] = M.regression(self.values(noisy), y)["rmse"]
+            else:
+                right = self.probabilities(noisy).argmax(1) == y
+                found["noise_accuracy"] = right.double().mean().item()
+                outside = self.abnormality(data.out_of_distribution(x, x_train, self.recipe.seed))
+                inside = self.abnormality(x)
+                found["ood_auroc"] = M.auroc(inside, outside)
+                details["ood"] = M.histogram(inside, outside)
+        return found, details
+
+    def save(self, folder: str | Path) -> None:
+        """Write `recipe.yaml`, `model.safetensors` and `about.json`; `logitkit.load` reads them back."""
+        folder = Path(folder)
+        if not all(isinstance(m, nn.Module) for m in (*self.calibrators, self.detector) if m is not None):
+            raise InputError("only calibrators and detectors that are torch modules can be saved.")
+        meta, tensors = self.preprocessor.state()
+        state = {
+            "network": self.network.state_dict(),
+            "preprocessor": tensors,
+            "calibrators": [c.state_dict() for c in self.calibrators],
+            "detector": self.detector.state_dict() if self.detector is not None else None,
+        }
+        save_state(folder / "model.safetensors", state)
+        about = {
+            "format": FORMAT,
+            "logitkit": logitkit.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "preprocessor": meta,
+            "class_names": self.class_names,
+            "shape": vars(self.shape),
+            "metrics": self.metrics,
+        }
+        write_atomically(folder / "recipe.yaml", yaml.safe_dump(self.recipe.model_dump(mode="json")).encode())
+        # last: a folder without it is not a model, so an interrupted save is never mistaken for one
+        write_atomically(folder / "about.json", json.dumps(about, indent=1).encode())
+
+
+def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
+    """The model that `Predictor.save` or `logitkit compare` wrote to `folder`.
+
+    trust_code: allow a recipe that names `module:attribute` to import that module.
+
+    Raises InputError when the folder is not a model, was written by a newer logitkit, holds a pickle where
+    safetensors are expected, or needs code you have not allowed.
+    """
+    folder = Path(folder)
+    if not (folder / "about.json").is_file():
+        raise InputError(f"{folder} is not a saved model: it has no about.json.")
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        recipe = Recipe.of(**yaml.safe_load((folder / "recipe.yaml").read_text()))
+    except (OSError, json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise InputError(f"{folder} is a damaged model: {error}.") from error
+    if about.get("format", 0) > FORMAT:
+        raise InputError(
+            f"{folder} was written by logitkit {about.get('logitkit')} in format {about['format']}; this is"
+            f" logitkit {logitkit.__version__}, which reads up to format {FORMAT}. Upgrade logitkit."
+        )
+    if ":" in recipe.model.name and not trust_code:
+        raise InputError(
+            f"{folder} needs the code {recipe.model.name!r}; pass trust_code=True (--trust-code) to import it."
+        )
+    state = load_state(folder / "model.safetensors")
+    shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
+    with torch.random.fork_rng():
+        network = build_network(recipe, shape)
+        calibrators = [catalog.create("calibrate", s.name, **s.kwargs) for s in recipe.calibrate]
+        detector = None
+        if state["detector"] is not None:
+            detector = catalog.create("detect", recipe.detect.name, **recipe.detect.kwargs)
+            detector.load_state_dict(state["detector"])
+    network.load_state_dict(state["network"])
+    for calibrator, saved in zip(calibrators, state["calibrators"], strict=True):
+        calibrator.load_state_dict(saved)
+    names = tuple(about["class_names"]) if about["class_names"] else None
+    predictor = Predictor(
+        recipe, shape, network, Preprocessor.from_state(about["preprocessor"], state["preprocessor"]), names,
+        calibrators, detector,
+    )  # fmt: skip
+    predictor.metrics = about["metrics"]
+    return predictor
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
+def _detector_view(needs: tuple[str, ...], network: Network) -> Any:
+    return network.embed if "features" in needs else network

@@ -1,0 +1,324 @@
+"""The training loop: recipe and data in, trained network out."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from logitkit import catalog
+from logitkit.data import Dataset, Preprocessor, Split
+from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rng_state
+from logitkit.engine.network import Network, Shape, build_network, locate
+from logitkit.engine.objective import Batch, Objective, build_objective
+from logitkit.engine.recipe import Recipe
+from logitkit.errors import InputError
+
+TORCH_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+CHUNK = 1024  # rows per forward pass when nothing is learned
+
+
+class Diverged(RuntimeError):
+    """Training produced NaN or infinity; the message says at which step."""
+
+
+class Algorithm(Protocol):
+    """Who performs a training step. `algorithm=` names one when a method owns more than its loss."""
+
+    def step(self, trainer: Trainer, batch: Batch) -> Tensor:
+        """Update the network on `batch` and return the loss, detached."""
+        ...
+
+
+class Standard:
+    """Forward, backward, clip, update."""
+
+    def step(self, trainer: Trainer, batch: Batch) -> Tensor:
+        with trainer.autocast():
+            loss = trainer.objective(trainer.network, batch)
+        trainer.optimizer.zero_grad()
+        trainer.accelerator.backward(loss)
+        if trainer.recipe.clip is not None:
+            trainer.accelerator.clip_grad_norm_(trainer.network.parameters(), trainer.recipe.clip)
+        trainer.optimizer.step()
+        return loss.detach()
+
+
+@dataclass
+class Prepared:
+    """A split as tensors on one device: what several runs on the same data share."""
+
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    preprocessor: Preprocessor
+    shape: Shape
+    class_names: tuple[str, ...] | None
+    train_set: Dataset
+
+    @classmethod
+    def of(cls, split: Split, device: torch.device | str = "cpu") -> Prepared:
+        """Preprocessing fitted on the training rows and applied to all three parts."""
+        dataset = split.train
+        if dataset.task == "sequence":
+            raise InputError(
+                f"{dataset.name} is a sequence task; comparisons take classification and regression."
+            )
+        pre = Preprocessor().fit(dataset)
+
+        def tensors(part: Dataset) -> tuple[Tensor, Tensor]:
+            y = part.y if part.task == "classification" else pre.transform_target(part.y)
+            return pre.transform(part).to(device), y.to(device)
+
+        train = tensors(dataset)
+        regression = dataset.task == "regression"
+        margin = 0.1 * float(train[1].max() - train[1].min()) if regression else 0.0
+        shape = Shape(
+            input_shape=tuple(pre.input_shape),
+            task=dataset.task,
+            num_classes=1 if regression else dataset.num_classes,
+            num_samples=len(dataset),
+            vmin=float(train[1].min()) - margin if regression else -1.0,
+            vmax=float(train[1].max()) + margin if regression else 1.0,
+        )
+        names = None if regression else dataset.class_names
+        return cls(train, tensors(split.val), tensors(split.test), pre, shape, names, dataset)
+
+
+@dataclass
+class Progress:
+    """Where a training run stands; everything a checkpoint holds besides the modules."""
+
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best: float = -math.inf
+    best_state: dict[str, Tensor] | None = None
+    since_best: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    stopped: bool = False
+
+
+class Trainer:
+    """One recipe on one prepared split. `run()` trains; `network` is the result.
+
+    checkpoint:       file to resume from if it exists, and to write every `checkpoint_every` steps.
+    checkpoint_every: steps between checkpoints; killing the process loses at most that many.
+    on_epoch:         called with the progress after each epoch's validation.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Prepared,
+        *,
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 500,
+        on_epoch: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.recipe, self.data = recipe, data
+        self.accelerator = accelerator(recipe.precision)
+        device = self.accelerator.device
+        torch.manual_seed(recipe.seed)
+        network = build_network(recipe, data.shape).to(device)
+        objective = build_objective(recipe, data.shape, network).to(device)
+        # an objective may learn parameters of its own (prototypes, temperatures)
+        optimizer = build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
+        self.network: Network
+        self.optimizer: Optimizer
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.objective: Objective = objective
+        self.algorithm: Algorithm = build_algorithm(recipe)
+        # precision "no" needs no context at all, and entering one every step is not free
+        self.autocast: Callable[[], Any] = _nothing if recipe.precision == "no" else self.accelerator.autocast
+        self.progress = Progress()
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._x, self._y = (t.to(device) for t in data.train)
+        self._val = tuple(t.to(device) for t in data.val)
+        self._checkpoint, self._every, self._on_epoch = checkpoint, checkpoint_every, on_epoch
+        self._epoch_steps = max(1, math.ceil(len(self._y) / recipe.batch_size))
+        self._total = recipe.steps or self._epoch_steps * recipe.epochs
+
+    def run(self) -> Network:
+        """Train to the end of the budget, from the checkpoint if there is one. Raises `Diverged`."""
+        if self._checkpoint is not None and self._checkpoint.is_file():
+            self._restore(load_state(self._checkpoint))
+        progress, recipe = self.progress, self.recipe
+        started = time.perf_counter() - progress.seconds
+        order = self._order(progress.step // self._epoch_steps)
+        self.network.train()
+        while not progress.stopped and self._share(started) < 1:
+            at = progress.step % self._epoch_steps
+            rows = order[at * recipe.batch_size : (at + 1) * recipe.batch_size]
+            if len(rows) > 1 or len(order) == 1:  # batch statistics of a lone last row are undefined
+                self._schedule(self._share(started))
+                loss = self._step(Batch(self._x[rows], self._y[rows], rows))
+                progress.loss_sum += loss
+                progress.loss_count += 1
+            progress.step += 1
+            progress.seconds = time.perf_counter() - started
+            if progress.step % self._epoch_steps == 0:
+                self._end_of_epoch()
+                order = self._order(progress.step // self._epoch_steps)
+            if self._checkpoint is not None and progress.step % self._every == 0:
+                save_state(self._checkpoint, self._state())
+        if progress.step % self._epoch_steps:
+            self._end_of_epoch()
+        if progress.best_state is not None and recipe.patience is not None:
+            self.network.load_state_dict(progress.best_state)
+        self.network.eval()
+        return self.network
+
+    def validate(self) -> dict[str, float]:
+        """Validation accuracy and negative log-likelihood, or root mean squared error in units of y."""
+        self.network.eval()
+        scores = forward(self.network, self._val[0])
+        self.network.train()
+        y = self._val[1]
+        if self.data.shape.task == "regression":
+            error = (to_prediction(self.network, scores) - y).double()
+            rmse = error.square().mean().sqrt().item() * self.data.preprocessor.target_std
+            return {"val_score": -rmse, "val_rmse": rmse}
+        accuracy = (scores.argmax(1) == y).double().mean().item()
+        nll = nn.functional.cross_entropy(scores.double(), y).item()
+        return {"val_score": accuracy, "val_accuracy": accuracy, "val_nll": nll}
+
+    def _step(self, batch: Batch) -> float:
+        try:
+            loss = self.algorithm.step(self, batch).item()
+        except ValueError as error:
+            if "NaN" in str(error):
+                raise Diverged(f"the network's outputs are NaN at step {self.progress.step + 1}") from error
+            raise
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {self.progress.step + 1}")
+        return loss
+
+    def _share(self, started: float) -> float:
+        """How much of the budget is used, from 0 to 1."""
+        if self.recipe.seconds is not None:
+            return (time.perf_counter() - started) / self.recipe.seconds
+        return self.progress.step / self._total
+
+    def _schedule(self, share: float) -> None:
+        recipe = self.recipe
+        if recipe.schedule == "constant" and not recipe.warmup:
+            return
+        if share < recipe.warmup:
+            factor = (share + 1 / self._total) / recipe.warmup
+        else:
+            done = (share - recipe.warmup) / (1 - recipe.warmup)
+            factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
+                recipe.schedule
+            ]
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * min(factor, 1.0)
+
+    def _order(self, epoch: int) -> Tensor:
+        """The order of the rows in `epoch`: a function of seed and epoch alone, so that it can be resumed."""
+        generator = torch.Generator().manual_seed((self.recipe.seed << 32) + epoch)
+        return torch.randperm(len(self._y), generator=generator).to(self._y.device)
+
+    def _end_of_epoch(self) -> None:
+        progress = self.progress
+        point = {
+            "step": progress.step,
+            "loss": progress.loss_sum / max(progress.loss_count, 1),
+            **self.validate(),
+        }
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.curve.append(point)
+        if self.recipe.patience is not None:
+            if point["val_score"] > progress.best:
+                progress.best, progress.since_best = point["val_score"], 0
+                progress.best_state = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+            else:
+                progress.since_best += 1
+                progress.stopped = progress.since_best >= self.recipe.patience
+        if self._on_epoch is not None:
+            self._on_epoch(progress)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
+            "rng": rng_state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        set_rng_state(state["rng"])
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def accelerator(precision: str) -> Any:
+    """The process's `accelerate.Accelerator` for this precision."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("precision='fp16' needs a CUDA device; use 'bf16' or 'no' on the CPU.")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        # Accelerate keeps one precision per process, and one process here trains many recipes.
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision)
+
+
+def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimiser of `recipe`: torch's adamw, adam or sgd, or a part of the `train` room."""
+    spec = recipe.optimizer
+    make = TORCH_OPTIMIZERS.get(spec.name) or catalog.get("train", spec.name).build
+    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, **spec.kwargs}
+    takes = inspect.signature(make).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        for key in spec.kwargs:
+            if key not in takes:
+                raise InputError(f"optimizer={spec}: {spec.name} has no argument {key!r}.")
+        settings = {k: v for k, v in settings.items() if k in takes}
+    return make(parameters, **settings)
+
+
+def build_algorithm(recipe: Recipe) -> Algorithm:
+    """The training step of `recipe`."""
+    spec = recipe.algorithm
+    if spec.name == "standard":
+        return Standard()
+    algorithm = (
+        locate(spec.name, "algorithm")(**spec.kwargs)
+        if ":" in spec.name
+        else catalog.create("train", spec.name, **spec.kwargs)
+    )
+    if not callable(getattr(algorithm, "step", None)) or isinstance(algorithm, Optimizer):
+        raise InputError(f"algorithm={spec}: expected an object with step(trainer, batch).")
+    return algorithm
+
+
+@torch.no_grad()
+def forward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` over `x` in chunks of rows, in float32, without a graph."""
+    return torch.cat([function(part) for part in x.split(CHUNK)]).float()
+
+
+def to_prediction(network: nn.Module, scores: Tensor) -> Tensor:
+    """Standardised predictions (batch,) of a regression network from its scores."""
+    head = network.head
+    return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]  # type: ignore[operator,index]
