@@ -1,7 +1,53 @@
 """Objectives on outputs: drop-ins for `torch.nn.CrossEntropyLoss`."""
 
-from logitkit.losses.base import ClassificationLoss
-from logitkit.losses.comp_sum import CompSum, comp_sum
+from logitkit.losses.aldr import ALDRKL
+from logitkit.losses.base import ClassificationLoss, RegressionLoss
+from logitkit.losses.bias_loss import BiasLoss, feature_diversity
+from logitkit.losses.comp_sum import CompSum, CompSumTransform, comp_sum
 from logitkit.losses.cross_entropy import CrossEntropy, cross_entropy
+from logitkit.losses.dco import (
+    DCOLoss,
+    dco,
+    dco_sequence,
+    overconfidence_factor,
+    pass_at_n,
+    unbiased_pass_at_k,
+)
+from logitkit.losses.ensloss import EnsLoss, inverse_box_cox, random_calibrated_derivative
+from logitkit.losses.focal import Focal, focal
+from logitkit.losses.huber import Huber, huber
+from logitkit.losses.ldr import LDRKL, ldr_kl
+from logitkit.losses.mse import MSE, mse
+from logitkit.losses.z_loss import ZLoss, z_loss
 
-__all__ = ["ClassificationLoss", "CompSum", "CrossEntropy", "comp_sum", "cross_entropy"]
+__all__ = [
+    "ALDRKL",
+    "LDRKL",
+    "MSE",
+    "BiasLoss",
+    "ClassificationLoss",
+    "CompSum",
+    "CompSumTransform",
+    "CrossEntropy",
+    "DCOLoss",
+    "EnsLoss",
+    "Focal",
+    "Huber",
+    "RegressionLoss",
+    "ZLoss",
+    "comp_sum",
+    "cross_entropy",
+    "dco",
+    "dco_sequence",
+    "feature_diversity",
+    "focal",
+    "huber",
+    "inverse_box_cox",
+    "ldr_kl",
+    "mse",
+    "overconfidence_factor",
+    "pass_at_n",
+    "random_calibrated_derivative",
+    "unbiased_pass_at_k",
+    "z_loss",
+]

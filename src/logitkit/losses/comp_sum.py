@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -66,3 +69,37 @@ class CompSum(ClassificationLoss):
         self, logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
         return comp_sum(logits, target, self.tau)
+
+
+@dataclass(frozen=True)
+class CompSumTransform:
+    """T with T(excess 0-1 risk) <= excess comp-sum risk, for `classes` classes and any distribution.
+
+    With s = 2 - tau and A = (((1+b)^(1/s) + (1-b)^(1/s)) / 2)^s, T(b) is 2^(1-tau) (1 - A) / (1 - tau) for
+    tau < 1; ((1+b) log(1+b) + (1-b) log(1-b)) / 2 for tau = 1; (A - 1) / ((tau - 1) classes^(tau-1)) for
+    1 < tau < 2; b / ((tau - 1) classes^(tau-1)) from 2 on (the paper's theorem on H-consistency bounds).
+    """
+
+    tau: float
+    classes: int
+
+    def __call__(self, b: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """T(b), b in [0, 1]."""
+        tau, n = self.tau, self.classes
+        if tau == 1:
+            return (torch.xlogy(1 + b, 1 + b) + torch.xlogy(1 - b, 1 - b)) / 2
+        if tau >= 2:
+            return b / ((tau - 1) * n ** (tau - 1))
+        s = 2 - tau
+        a = (((1 + b) ** (1 / s) + (1 - b) ** (1 / s)) / 2) ** s
+        return 2 ** -(tau - 1) * (1 - a) / (1 - tau) if tau < 1 else (a - 1) / ((tau - 1) * n ** (tau - 1))
+
+    def inverse(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The b in [0, 1] with T(b) = t, by bisection; 1 where t exceeds T(1): what a surrogate's excess
+        risk t guarantees of the excess 0-1 risk."""
+        low, high = torch.zeros_like(t), torch.ones_like(t)
+        for _ in range(60):
+            mid = (low + high) / 2
+            below = self(mid) < t
+            low, high = torch.where(below, mid, low), torch.where(below, high, mid)
+        return high

@@ -1,17 +1,32 @@
-"""Numerics shared by the rooms: input checks, reductions, and stable log-space functions."""
+"""Numerics shared by the rooms: input checks, reductions, random draws, and stable log-space functions."""
 
-from logitkit.ops.checks import check_features, check_labels, check_logits, check_positive, values_visible
-from logitkit.ops.logspace import comp_sum, log1mexp
-from logitkit.ops.reduce import check_reduction, reduce
+from logitkit.ops.checks import (
+    check_batch,
+    check_features,
+    check_labels,
+    check_logits,
+    check_positive,
+    check_regression,
+    values_visible,
+)
+from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
+from logitkit.ops.random import draw_normal, draw_uniform
+from logitkit.ops.reduce import check_reduction, reduce, row_weights
 
 __all__ = [
+    "check_batch",
     "check_features",
     "check_labels",
     "check_logits",
     "check_positive",
     "check_reduction",
+    "check_regression",
     "comp_sum",
+    "draw_normal",
+    "draw_uniform",
     "log1mexp",
+    "log_odds_against",
     "reduce",
+    "row_weights",
     "values_visible",
 ]

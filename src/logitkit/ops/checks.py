@@ -7,6 +7,7 @@ looking at a value on an accelerator waits for its whole queue, and never while 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -58,6 +59,45 @@ def check_labels(target: Tensor, batch: int, classes: int, ignore_index: int | N
                     f"target holds the label {low if low < 0 else high}; expected labels in [0, {classes})."
                 )
     return target.long()
+
+
+def check_batch(
+    logits: Tensor, target: Tensor, ignore_index: int = -100
+) -> tuple[Float[Tensor, "batch classes"], Int[Tensor, " batch"]]:
+    """Both inputs checked: logits in at least float32, labels int64."""
+    logits = check_logits(logits)
+    return logits, check_labels(target, logits.shape[0], logits.shape[1], ignore_index)
+
+
+def check_regression(
+    output: Tensor, target: Tensor
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Output and target of a regression as two (batch,) tensors, in at least float32.
+
+    Either may come as (batch, 1): they are matched here, because subtracting (batch,) from (batch, 1) would
+    broadcast silently to (batch, batch). Raises ValueError for another rank or dtype, lengths that differ,
+    an empty batch, or NaN.
+    """
+    columns = []
+    for name, x in (("output", output), ("target", target)):
+        if x.ndim not in (1, 2) or x.shape[1:].numel() != 1:
+            raise ValueError(f"{name} must have shape (batch,) or (batch, 1), got {tuple(x.shape)}.")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {x.dtype}.")
+        x = x.reshape(-1)
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if x.shape[0] != output.shape[0]:
+            raise ValueError(
+                f"target must have shape ({output.shape[0]},) to match the output, got {tuple(x.shape)}."
+            )
+        if x.shape[0] == 0:
+            raise ValueError(
+                f"{name} holds an empty batch, shape {tuple(x.shape)}; expected at least one row."
+            )
+        if values_visible(x) and bool(torch.isnan(x.detach().amin())):
+            raise ValueError(f"{name} contains NaN; expected numbers.")
+        columns.append(x)
+    return columns[0], columns[1]
 
 
 def check_features(features: Tensor, in_features: int | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -30,3 +30,15 @@ def comp_sum(log_p: Float[Tensor, "*shape"], tau: float) -> Float[Tensor, "*shap
     """
     a = 1.0 - tau
     return -log_p if a == 0 else torch.expm1(-a * log_p) / a
+
+
+def log_odds_against(
+    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """u = log sum_{k != y} exp(h_k - h_y) = log(1/p_y - 1): the log-odds that the label is not y.
+
+    Both log p_y = logsigmoid(-u) and log(1 - p_y) = logsigmoid(u) keep their digits, however close p_y is
+    to 0 or 1.
+    """
+    y = target[:, None]
+    return torch.logsumexp(logits.scatter(-1, y, -torch.inf), dim=-1) - logits.gather(-1, y)[:, 0]

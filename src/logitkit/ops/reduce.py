@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from logitkit.ops.checks import values_visible
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -15,6 +17,22 @@ def check_reduction(reduction: str) -> None:
     """Raise ValueError unless `reduction` is one of torch's three."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+
+
+def row_weights(
+    target: Int[Tensor, " batch"],
+    weight: Float[Tensor, " classes"] | None,
+    ignore_index: int,
+    like: Tensor,
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"] | None]:
+    """Labels with the ignored ones replaced by 0, and how much each row counts: 0 if ignored, else its
+    class's `weight` (1 without). None when every row is seen to count the same."""
+    kept = target != ignore_index
+    if weight is None and values_visible(target) and bool(kept.all()):
+        return target, None
+    safe = target.where(kept, target.new_zeros(()))
+    counts = kept.to(like.dtype)
+    return safe, counts if weight is None else counts * weight.to(like)[safe]
 
 
 def reduce(
