@@ -101,17 +101,22 @@ class Predictor:
         """Class probabilities (batch, classes) for anything `logitkit.data.load_unlabelled` takes."""
         if self.shape.task == "regression":
             raise InputError("a regression model has no class probabilities; use predict.")
-        return self.probabilities(self._inputs(source))
+        return self.probabilities(self.inputs(source))
 
     def predict(self, source: Any) -> Tensor | list[str]:
         """The most probable class's name per row, or the predicted value for regression."""
-        x = self._inputs(source)
+        x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
-        names = self.class_names or tuple(str(k) for k in range(self.shape.num_classes))
-        return [names[k] for k in self.probabilities(x).argmax(1).tolist()]
+        return [self.names[k] for k in self.probabilities(x).argmax(1).tolist()]
 
-    def _inputs(self, source: Any) -> Tensor:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name per class."""
+        return self.class_names or tuple(str(k) for k in range(self.shape.num_classes))
+
+    def inputs(self, source: Any) -> Tensor:
+        """Preprocessed inputs from a data source, a `Dataset`, or a tensor that is taken as it is."""
         if not isinstance(source, Tensor):
             source = data.load_unlabelled(source, like=self.preprocessor)
         return source if isinstance(source, Tensor) else self.preprocessor.transform(source)

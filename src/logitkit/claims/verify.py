@@ -1,0 +1,114 @@
+"""Run claims and write down what they show."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import pkgutil
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import logitkit.claims
+from logitkit import catalog
+from logitkit.claims.base import Claim, Evidence, Trial, part_number, quick, registered
+from logitkit.comparison.compare import can_fork
+from logitkit.comparison.result import finite, versions
+from logitkit.engine.checkpoint import write_atomically
+from logitkit.errors import InputError
+from logitkit.registry import ROOMS
+
+
+def all_claims() -> list[Claim]:
+    """Every claim there is, by room and part."""
+    for package in pkgutil.iter_modules(logitkit.claims.__path__):
+        if package.ispkg:
+            room = importlib.import_module(f"logitkit.claims.{package.name}")
+            for module in pkgutil.iter_modules(room.__path__):
+                importlib.import_module(f"logitkit.claims.{package.name}.{module.name}")
+    return [registered()[key] for key in sorted(registered())]
+
+
+def select(names: Sequence[str] | None) -> list[Claim]:
+    """The claims of the named parts and rooms; all of them for None. A companion's claim is its main
+    part's. Raises InputError for an unknown name or one without a claim."""
+    everything = all_claims()
+    if names is None:
+        return everything
+    chosen: dict[tuple[str, str], Claim] = {}
+    for name in names:
+        if name in ROOMS:
+            found = [c for c in everything if c.room == name]
+        else:
+            main = {(c.number, c.companion_of or c.name) for c in catalog.find(name)}
+            found = [c for c in everything if (part_number(c), c.part) in main]
+        if not found:
+            raise InputError(f"{name} has no claim: it is a reference part or an empty room.")
+        chosen |= {(c.room, c.part): c for c in found}
+    return list(chosen.values())
+
+
+def verify(
+    names: Sequence[str] | None = None,
+    *,
+    quick: bool = False,
+    jobs: int = 1,
+    folder: Path | None = None,
+    watch: Callable[[Evidence], None] | None = None,
+) -> list[Evidence]:
+    """Run the claims of the named parts and rooms, or all of them.
+
+    quick:  first seed and a small budget; shows that the experiments run and proves nothing.
+    jobs:   claims at once, as processes.
+    folder: write `<room>/<part>.json` there.
+    watch:  called with each piece of evidence as it comes.
+    """
+    if isinstance(jobs, bool) or jobs < 1:
+        raise InputError(f"jobs={jobs} is not possible: expected a whole number of at least 1.")
+    found = []
+    for evidence in _run([(c, quick) for c in select(names)], jobs):
+        found.append(evidence)
+        if folder is not None:
+            path = folder / evidence.room / f"{evidence.part}.json"
+            write_atomically(path, (json.dumps(finite(evidence.to_dict()), indent=1) + "\n").encode())
+        if watch is not None:
+            watch(evidence)
+    return found
+
+
+def _run(tasks: list[tuple[Claim, bool]], jobs: int) -> Iterator[Evidence]:
+    jobs = min(jobs, len(tasks))
+    if jobs < 2 or not can_fork():
+        yield from map(_one, tasks)
+        return
+    with multiprocessing.get_context("fork").Pool(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.imap_unordered(_one, tasks)
+
+
+def _one(task: tuple[Claim, bool]) -> Evidence:
+    claim, is_quick = task
+    claim = quick(claim) if is_quick else claim
+    started = time.perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the numbers must not depend on how many claims run at once
+    try:
+        checks = claim.experiment(Trial(claim.seeds, is_quick))
+    finally:
+        torch.set_num_threads(threads)
+    return Evidence(
+        room=claim.room,
+        part=claim.part,
+        number=part_number(claim),
+        statement=claim.statement,
+        seeds=claim.seeds,
+        checks=tuple(checks),
+        seconds=time.perf_counter() - started,
+        versions=versions(),
+        machine=f"{platform.machine()} {platform.system()}",
+        quick=is_quick,
+        note=claim.note,
+    )

@@ -1,0 +1,5 @@
+"""The `logitkit` command."""
+
+from logitkit.cli.app import main
+
+__all__ = ["main"]

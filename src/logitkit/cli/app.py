@@ -1,0 +1,193 @@
+"""Commands and what they print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from logitkit.errors import InputError
+
+app = typer.Typer(
+    name="logitkit",
+    help="Everything between a representation and a decision: rank losses, heads and decision rules on your data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@app.command()
+def compare(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SLOT=VALUE[,VALUE...]]...",
+            help="What to compare, e.g. loss=ce,ldr head=linear,ebv data=train.csv:label seeds=5 tune=8."
+            " Several values of a slot are compared, the first being the reference.",
+        ),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one per core by default.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="SQLite file or postgresql:// URL for the results.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where checkpoints, models and the winner go.")] = Path(
+        "logitkit-runs"
+    ),
+    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("report.html"),
+    json: Annotated[Path | None, typer.Option(help="Also write every number as JSON.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write one line per run as CSV.")] = None,
+) -> None:
+    """Rank recipes on your data under equal budgets.
+
+    Interrupt it whenever you like: the same command goes on where it stopped.
+    """
+    from logitkit.cli.terminal import LiveRanking, print_ranking
+    from logitkit.comparison import compare as run_comparison
+    from logitkit.comparison import parse_settings
+
+    words = parse_settings(settings or [])
+    options: dict[str, Any] = {k: words.pop(k) for k in ("seeds", "tune", "metric") if k in words}
+    for path in (report, json, csv):
+        _writable(path)
+    command = "logitkit " + shlex.join(sys.argv[1:])
+    with LiveRanking(out) as live:
+        result = run_comparison(
+            **words, **options, jobs=jobs, store=store, folder=folder, watch=live, command=command
+        )
+    print_ranking(out, result)
+    if json is not None:
+        result.save_json(json)
+        out.print(f"Numbers: {json}")
+    if csv is not None:
+        result.save_csv(csv)
+        out.print(f"Runs: {csv}")
+    if result.winner is not None:
+        out.print(f"Winner: {result.winner}  (logitkit predict {result.winner} DATA -o predictions.parquet)")
+    out.print(f"Report: {result.report(report).resolve()}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model, e.g. logitkit-runs/winner.")],
+    data: Annotated[
+        str, typer.Argument(help="Rows to predict: a file, folder or data source, with or without labels.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .parquet or .csv file.")] = Path(
+        "predictions.parquet"
+    ),
+    trust_code: Annotated[
+        bool, typer.Option(help="Allow the model to import the module its recipe names.")
+    ] = False,
+) -> None:
+    """Predict with a saved model: one line per row, with class probabilities."""
+    from logitkit.cli.predictions import write_predictions
+    from logitkit.engine import load
+
+    if output.suffix not in (".parquet", ".csv"):
+        raise InputError(f"cannot write {output}: expected a name ending in .parquet or .csv.")
+    _writable(output)
+    rows = write_predictions(load(model, trust_code=trust_code), data, output)
+    out.print(f"{rows} predictions: {output}")
+
+
+@app.command(name="list")
+def list_parts(
+    room: Annotated[str | None, typer.Argument(help="Only this room.")] = None,
+) -> None:
+    """The parts there are, by room."""
+    from logitkit.cli.terminal import print_parts
+
+    print_parts(out, room)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A part, e.g. ldr or losses/ldr.")]) -> None:
+    """A part: what it is, how to call it, its equation, source and evidence."""
+    from logitkit.cli.terminal import print_part
+
+    print_part(out, name)
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME|ROOM]...", help="Parts or rooms.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every claim there is.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            help="One seed and a small budget: shows that the claims run, proves nothing and writes nothing."
+        ),
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Claims at once.")] = 1,
+    evidence: Annotated[Path, typer.Option(help="Where the evidence goes.")] = Path("evidence"),
+) -> None:
+    """Run the experiments behind the parts' claims and write down what they show."""
+    from logitkit.claims import verify as run_claims
+    from logitkit.cli.terminal import print_evidence
+
+    if every == bool(names):
+        raise InputError("name the parts or rooms to verify, or pass --all.")
+    run_claims(
+        names or None,
+        quick=quick,
+        jobs=jobs,
+        folder=None if quick else evidence,
+        watch=lambda e: print_evidence(out, e),
+    )
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if show_version:
+        import logitkit
+
+        out.print(f"logitkit {logitkit.__version__}")
+        raise typer.Exit
+
+
+def _writable(path: Path | None) -> None:
+    """Refuse an output file that cannot be written before any work is done."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder.")
+    if not path.resolve().parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.resolve().parent}.")
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one sentence and exit code 2; Ctrl-C exits with 130."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except InputError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("Stopped. Finished runs are kept; the same command goes on from here.")
+        sys.exit(130)
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

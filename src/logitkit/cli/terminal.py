@@ -1,0 +1,197 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from logitkit import catalog
+from logitkit.comparison.result import Comparison, Row, rank
+from logitkit.registry import ROOMS
+
+SHOWN = {
+    "classification": ("nll", "ece", "ood_auroc", "noise_accuracy"),
+    "regression": ("mae", "r2", "noise_rmse"),
+}
+COLOURS = {"better": "green", "worse": "red", "reference": "bold"}
+
+
+class LiveRanking:
+    """The ranking and a progress bar, redrawn as results come in; on a pipe, one line per tenth of the way."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task: Any = None
+        self._live: Live | None = None
+        self._started = time.monotonic()
+        self._tenth = 0
+
+    def __enter__(self) -> LiveRanking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, status: Any) -> None:
+        if not self.console.is_terminal:
+            tenth = 10 * status.finished // status.total
+            if tenth > self._tenth:
+                self._tenth = tenth
+                seconds = time.monotonic() - self._started
+                self.console.print(f"{status.finished}/{status.total} runs, {seconds:.0f} s")
+            return
+        if self._live is None:
+            self._task = self._bar.add_task("runs", total=status.total)
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        self._bar.update(self._task, completed=status.finished)
+        table = ranking_table(status.plan, rank(status.plan, status.records), {})
+        self._live.update(Group(table, self._bar))
+
+
+def print_ranking(console: Console, result: Comparison) -> None:
+    """The final ranking, with a sentence that says how to read it."""
+    plan = result.plan
+    console.print(ranking_table(plan, result.ranking, dict.fromkeys(SHOWN[plan.dataset.task], True)))
+    console.print(
+        f"{plan.dataset.name}, {plan.seeds} seeds; differences from {escape(plan.labels[0])} with 95 % intervals,"
+        " corrected for overlapping splits and, by Holm's method, for the number of comparisons.",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def ranking_table(plan: Any, rows: list[Row], more: dict[str, bool]) -> Table:
+    """The ranking as a Rich table; `more` names further metrics to show."""
+    percent = plan.metric in ("accuracy", "balanced_accuracy", "noise_accuracy")
+    scale, digits = (100.0, 2) if percent else (1.0, 4)
+    unit = " %" if percent else ""
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column(f"{plan.metric}{unit}", justify="right", no_wrap=True)
+    table.add_column("difference [95 %]", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in more:
+        table.add_column(name, justify="right")
+    if more:
+        table.add_column("seconds", justify="right")
+
+    def number(value: float | None, scale: float = scale, digits: int = digits) -> str:
+        return "-" if value is None or math.isnan(value) else f"{scale * value:.{digits}f}"
+
+    for row in rows:
+        effect = "-"
+        if row.effect is not None:
+            e = row.effect
+            effect = (
+                f"{scale * e.mean:+.{digits}f} [{scale * e.low:+.{digits}f}, {scale * e.high:+.{digits}f}]"
+            )
+        verdict = row.verdict + (f", {row.diverged} of {row.runs} diverged" if row.diverged else "")
+        colour = COLOURS.get(row.verdict, "")
+        cells = [
+            str(row.rank), escape(row.label), number(row.mean), escape(effect),
+            f"[{colour}]{verdict}[/]" if colour else verdict,
+        ]  # fmt: skip
+        cells += [number(row.means.get(name), 1.0, 3) for name in more]
+        if more:
+            cells.append(number(row.means.get("train_seconds"), 1.0, 2))
+        table.add_row(*cells)
+    return table
+
+
+def print_parts(console: Console, room: str | None) -> None:
+    """One line per part."""
+    found = catalog.cards(room)
+    if not found:
+        console.print(f"room {room} ({ROOMS[room or 'losses']}) has no parts yet.")
+        return
+    width = max(len(c.name) for c in found)
+    last = None
+    for card in found:
+        if card.room != last:
+            console.print(
+                f"\n[bold]{card.room}[/]: {ROOMS[card.room]}"
+                if last
+                else f"[bold]{card.room}[/]: {ROOMS[card.room]}"
+            )
+            last = card.room
+        number = f"{card.number:03d}" if card.number is not None else "  -"
+        alias = f" (also {', '.join(card.aliases)})" if card.aliases else ""
+        console.print(f"  {card.name:<{width}}  {number}  {escape(card.title)}{alias}", soft_wrap=True)
+
+
+def print_part(console: Console, name: str, evidence: Path = Path("evidence")) -> None:
+    """Card, signature, docstring and evidence of each part called `name`."""
+    for card in catalog.find(name):
+        console.print(f"[bold]{card.room}/{card.name}[/]  {escape(card.title)}")
+        build = card.build
+        console.print(f"  from logitkit.{card.room} import {build.__name__}", style="cyan")
+        signature = inspect.signature(build)
+        call = ", ".join(
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+            for p in signature.parameters.values()
+        )
+        console.print(escape(f"  {build.__name__}({call})"), soft_wrap=True)
+        facts = {
+            "paper": f"{card.paper}, number {card.number:03d}" if card.number is not None else None,
+            "companion of": card.companion_of,
+            "replaces": card.replaces,
+            "tasks": ", ".join(sorted(card.tasks)),
+            "needs": ", ".join(card.needs) or None,
+            "tuned": ", ".join(f"{k} in {_space(s)}" for k, s in card.search_space.items()) or None,
+        }
+        for key, value in facts.items():
+            if value:
+                console.print(escape(f"  {key}: {value}"), soft_wrap=True)
+        console.print()
+        console.print(escape(inspect.getdoc(build) or ""), soft_wrap=True)
+        file = evidence / card.room / f"{card.companion_of or card.name}.json"
+        if file.is_file():
+            console.print()
+            print_evidence(console, json.loads(file.read_text()))
+        elif card.number is not None:
+            console.print(
+                f"\nNo evidence here yet: `logitkit verify {card.companion_of or card.name}` makes it.",
+                style="dim",
+            )
+
+
+def _space(space: Any) -> str:
+    if hasattr(space, "options"):
+        return "{" + ", ".join(str(o) for o in space.options) + "}"
+    return f"[{space.low:g}, {space.high:g}]" + (" log" if space.log else "")
+
+
+def print_evidence(console: Console, evidence: Any) -> None:
+    """A claim's checks, one line each."""
+    found = evidence if isinstance(evidence, dict) else evidence.to_dict()
+    mark = "[green]holds[/]" if found["holds"] else "[red]does not hold[/]"
+    quick = "  (quick run: proves nothing)" if found.get("quick") else ""
+    console.print(f"{found['room']}/{found['part']}: {mark} in {found['seconds']:.0f} s{quick}")
+    for check in found["checks"]:
+        sign = "[green]+[/]" if check["holds"] else "[red]-[/]"
+        console.print(
+            f"  {sign} {escape(check['statement'])}: {check['measured']:.4g} {check['relation']} {check['threshold']:g}",
+            soft_wrap=True,
+        )
+    if found.get("note"):
+        console.print(f"    {escape(found['note'])}", soft_wrap=True, style="dim")
