@@ -1,5 +1,23 @@
 """Last layers: drop-ins for `torch.nn.Linear(in_features, num_classes)`."""
 
+from logitkit.heads.cosine import CosineHead
+from logitkit.heads.ebv import EBVHead, EBVQuality, ebv_quality, generate_ebv, welch_bound
+from logitkit.heads.histogram import HistogramHead, c51_project, hl_gauss_targets, two_hot_targets
 from logitkit.heads.linear import LinearHead
+from logitkit.heads.normalized_softmax import NormalizedSoftmaxHead, NovelClassClassifier
 
-__all__ = ["LinearHead"]
+__all__ = [
+    "CosineHead",
+    "EBVHead",
+    "EBVQuality",
+    "HistogramHead",
+    "LinearHead",
+    "NormalizedSoftmaxHead",
+    "NovelClassClassifier",
+    "c51_project",
+    "ebv_quality",
+    "generate_ebv",
+    "hl_gauss_targets",
+    "two_hot_targets",
+    "welch_bound",
+]
