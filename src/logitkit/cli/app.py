@@ -15,13 +15,14 @@ from logitkit.errors import InputError
 
 app = typer.Typer(
     name="logitkit",
-    help="Everything between a representation and a decision: rank losses, heads and decision rules on your data.",
+    help="Everything between a representation and a decision: rank losses, heads, decision rules on your data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False)
+# a pipe has no width of its own: do not cut tables at 80 columns
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 
@@ -66,13 +67,13 @@ def compare(
     print_ranking(out, result)
     if json is not None:
         result.save_json(json)
-        out.print(f"Numbers: {json}")
+        out.print(f"Numbers: {json}", soft_wrap=True)
     if csv is not None:
         result.save_csv(csv)
-        out.print(f"Runs: {csv}")
+        out.print(f"Runs: {csv}", soft_wrap=True)
     if result.winner is not None:
-        out.print(f"Winner: {result.winner}  (logitkit predict {result.winner} DATA -o predictions.parquet)")
-    out.print(f"Report: {result.report(report).resolve()}")
+        out.print(f"Winner: {result.winner} (use it: logitkit predict {result.winner} DATA)", soft_wrap=True)
+    out.print(f"Report: {result.report(report).resolve()}", soft_wrap=True)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from logitkit.engine.checkpoint import write_atomically
 
 
 def write_predictions(model: Predictor, source: str, output: Path) -> int:
-    """Write one line per row of `source`: `prediction`, and for classes `p_<class>` each. Returns the rows."""
+    """Write a line per row of `source`: `prediction`, and for classes `p_<class>` each. Returns the rows."""
     import polars as pl
 
     x = model.inputs(source)

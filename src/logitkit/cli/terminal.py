@@ -27,7 +27,7 @@ COLOURS = {"better": "green", "worse": "red", "reference": "bold"}
 
 
 class LiveRanking:
-    """The ranking and a progress bar, redrawn as results come in; on a pipe, one line per tenth of the way."""
+    """The ranking and a progress bar, redrawn as results come in; on a pipe, a line per tenth of the way."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -63,23 +63,25 @@ class LiveRanking:
             self._live = Live(console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         self._bar.update(self._task, completed=status.finished)
-        table = ranking_table(status.plan, rank(status.plan, status.records), {})
+        table = ranking_table(status.plan, rank(status.plan, status.records))
         self._live.update(Group(table, self._bar))
 
 
 def print_ranking(console: Console, result: Comparison) -> None:
     """The final ranking, with a sentence that says how to read it."""
     plan = result.plan
-    console.print(ranking_table(plan, result.ranking, dict.fromkeys(SHOWN[plan.dataset.task], True)))
+    # further metrics only where they do not squeeze the verdict
+    more = SHOWN[plan.dataset.task] if console.width >= 130 else ()
+    console.print(ranking_table(plan, result.ranking, more))
     console.print(
-        f"{plan.dataset.name}, {plan.seeds} seeds; differences from {escape(plan.labels[0])} with 95 % intervals,"
-        " corrected for overlapping splits and, by Holm's method, for the number of comparisons.",
+        f"{plan.dataset.name}, {plan.seeds} seeds; differences from {escape(plan.labels[0])} with 95 %"
+        " intervals, corrected for overlapping splits and, by Holm's method, for the number of comparisons.",
         style="dim",
         soft_wrap=True,
     )
 
 
-def ranking_table(plan: Any, rows: list[Row], more: dict[str, bool]) -> Table:
+def ranking_table(plan: Any, rows: list[Row], more: tuple[str, ...] = ()) -> Table:
     """The ranking as a Rich table; `more` names further metrics to show."""
     percent = plan.metric in ("accuracy", "balanced_accuracy", "noise_accuracy")
     scale, digits = (100.0, 2) if percent else (1.0, 4)
@@ -92,8 +94,7 @@ def ranking_table(plan: Any, rows: list[Row], more: dict[str, bool]) -> Table:
     table.add_column("verdict", no_wrap=True)
     for name in more:
         table.add_column(name, justify="right")
-    if more:
-        table.add_column("seconds", justify="right")
+    table.add_column("seconds", justify="right")
 
     def number(value: float | None, scale: float = scale, digits: int = digits) -> str:
         return "-" if value is None or math.isnan(value) else f"{scale * value:.{digits}f}"
@@ -112,8 +113,7 @@ def ranking_table(plan: Any, rows: list[Row], more: dict[str, bool]) -> Table:
             f"[{colour}]{verdict}[/]" if colour else verdict,
         ]  # fmt: skip
         cells += [number(row.means.get(name), 1.0, 3) for name in more]
-        if more:
-            cells.append(number(row.means.get("train_seconds"), 1.0, 2))
+        cells.append(number(row.means.get("train_seconds"), 1.0, 2))
         table.add_row(*cells)
     return table
 

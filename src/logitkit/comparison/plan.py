@@ -76,11 +76,20 @@ class Plan:
             found.append(Run(arm, seed, recipe, hashlib.sha256(text.encode()).hexdigest()[:32]))
         return found
 
+    @cached_property
+    def _sizes(self) -> tuple[int, int]:
+        split = data.split(self.dataset, 0)
+        return len(split.test), len(split.train) + len(split.val)
+
     @property
     def test_to_train(self) -> float:
         """Test rows over all the rows that a run learns from (training and validation)."""
-        split = data.split(self.dataset, 0)
-        return len(split.test) / (len(split.train) + len(split.val))
+        return self._sizes[0] / self._sizes[1]
+
+    @property
+    def resolution(self) -> float:
+        """Smallest step of the metric: one test row for an accuracy, 0 for a continuous metric."""
+        return 1 / self._sizes[0] if "accuracy" in self.metric else 0.0
 
 
 @cache

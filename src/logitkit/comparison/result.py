@@ -65,7 +65,10 @@ def rank(plan: Plan, records: Mapping[str, dict[str, Any]]) -> list[Row]:
     for arm in range(1, len(plan.arms)):
         common = sorted(values[0].keys() & values[arm].keys())
         effects[arm] = paired_effect(
-            [values[arm][s] for s in common], [values[0][s] for s in common], plan.test_to_train
+            [values[arm][s] for s in common],
+            [values[0][s] for s in common],
+            plan.test_to_train,
+            plan.resolution,
         )
     tested = [arm for arm, effect in effects.items() if effect is not None]
     adjusted = dict(zip(tested, holm([effects[a].p for a in tested]), strict=True))  # type: ignore[union-attr]

@@ -31,23 +31,31 @@ class Effect:
     p: float
 
 
-def paired_effect(arm: Sequence[float], reference: Sequence[float], test_to_train: float) -> Effect | None:
+def paired_effect(
+    arm: Sequence[float], reference: Sequence[float], test_to_train: float, resolution: float = 0.0
+) -> Effect | None:
     """Corrected resampled t-test of `arm - reference`, paired by position.
 
-    test_to_train: rows of the test split over rows of the training split.
+    test_to_train: rows of the test split over rows the run learned from.
+    resolution:    smallest step the metric can take (1 / test rows for an accuracy). A spread below what
+                   rounding to it alone gives (resolution^2 / 12) is not evidence, so it is the floor of
+                   the variance.
 
-    None with fewer than 2 pairs. Pairs that never differ give an interval of width zero around 0 and p = 1;
-    pairs that differ by one and the same amount, p = 0: there is no variance to weigh it against.
+    None with fewer than 2 pairs. Pairs that all differ by the same amount leave no variance to weigh it
+    against: p = 1, with no interval (NaN) unless the difference is 0.
     """
     difference = np.asarray(arm, dtype=float) - np.asarray(reference, dtype=float)
     n = len(difference)
     if n < 2:
         return None
     mean = float(difference.mean())
-    variance = float(difference.var(ddof=1))
+    tiny = 1e-12 * float(np.abs([arm, reference]).max())
+    variance = max(float(difference.var(ddof=1)), resolution**2 / 12)
+    if abs(mean) <= tiny and variance <= max(tiny**2, resolution**2 / 12):
+        return Effect(mean, mean, mean, 1.0)
+    if variance <= tiny**2:
+        return Effect(mean, math.nan, math.nan, 1.0)
     scale = math.sqrt(variance * (1 / n + test_to_train))
-    if scale <= 1e-12 * max(1e-300, float(np.abs(arm).max())):
-        return Effect(mean, mean, mean, 1.0 if mean == 0 else 0.0)
     half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * scale
     return Effect(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / scale, n - 1)))
 
@@ -65,7 +73,7 @@ def mean_interval(values: Sequence[float], test_to_train: float) -> tuple[float,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: max over the sorted p so far of (m - rank) p, at most 1."""
+    """Holm's adjusted p-values in the order given: the largest (m - rank) p so far in sorted order, at most 1."""
     m = len(p_values)
     adjusted = [1.0] * m
     running = 0.0
