@@ -84,7 +84,16 @@ def test_lam_is_drawn_as_every_period_th_epoch_begins():
     assert lams == [0, 0, first, first, first, second, second]
     assert first != 0
     assert second != first
-    assert -1 < first < 1
+
+
+def test_lam_is_uniform_on_minus_one_to_one():
+    part = EnsLoss(period=1, num_samples=1, generator=generator())
+    lams = []
+    for _ in range(60):
+        part(torch.zeros(1, 3), torch.tensor([0]))
+        lams.append(part.lam.item())
+    assert -1 <= min(lams) < -0.9
+    assert 0.9 < max(lams) <= 1
 
 
 def test_resumes_from_its_state_dict():

@@ -52,6 +52,7 @@ def test_trains_the_model_and_leaves_it_as_it_was():
     model = nn.Sequential(linear(), nn.BatchNorm1d(3, dtype=torch.float64), nn.Dropout(0.2))
     loss = AdvCompSum(eps=0.1, generator=generator())(model(X), Y, model, X)
     assert all(p.grad is None for p in model.parameters())
+    assert model[1].num_batches_tracked == 2  # the clean and the final batch; none of the attack's
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert all(m.training for m in model.modules())

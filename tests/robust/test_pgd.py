@@ -78,6 +78,7 @@ def test_random_starts_fill_the_ball():
         start = PGD(1.0, norm=norm, generator=g)._start(x)
         radius = start.abs().amax(1) if norm == "linf" else start.norm(dim=1)
         assert radius.max() <= 1
+        assert start.mean().abs() < 0.03
         assert (radius < 0.5).float().mean().item() == pytest.approx(inside, abs=0.03)
 
 
