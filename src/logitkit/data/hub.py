@@ -61,7 +61,7 @@ def _parts(name: str) -> dict[str, Any]:
         local = Path(name).is_dir() and any(Path(name).glob("*.json"))
         loaded = datasets.load_from_disk(name) if local else datasets.load_dataset(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(f"hf:{name} cannot be loaded: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         return {"train": loaded}
     if "train" not in loaded:

@@ -27,7 +27,7 @@ class Preprocessor:
     tokens: unchanged.
     Regression targets are standardised by `transform_target` and put back by `inverse_target`.
 
-    >>> split = load_and_split("digits", seed=0)
+    >>> split = data.split(data.load("digits"), seed=0)
     >>> pre = Preprocessor().fit(split.train)
     >>> x = pre.transform(split.test)
     """

@@ -36,7 +36,7 @@ def read_frame(path: Path) -> pl.DataFrame:
     except pl.exceptions.NoDataError:
         raise InputError(f"{path} is empty.") from None
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())}.") from error
     if frame.height == 0:
         raise InputError(f"{path} has no rows.")
     return frame
@@ -45,7 +45,7 @@ def read_frame(path: Path) -> pl.DataFrame:
 def as_frame(frame: Any) -> pl.DataFrame | None:
     """`frame` as a polars frame if it is a polars or pandas one, else None."""
     library = type(frame).__module__.split(".")[0]
-    if library not in ("polars", "pandas") or not hasattr(frame, "columns"):
+    if library not in ("polars", "pandas") or type(frame).__name__ not in ("DataFrame", "LazyFrame"):
         return None
     import polars as pl
 

@@ -13,12 +13,14 @@ from logitkit.errors import InputError
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "bar", "star", "crescent", "ell", "frame")
 FILLS = ("plain", "stripes", "dots")
+REACH = 1.15
+"""No shape of radius 1 reaches further than this from its centre."""
 COLOURS = ("red", "green", "blue", "yellow")
 _RGB = torch.tensor([[0.9, 0.2, 0.2], [0.2, 0.8, 0.2], [0.25, 0.35, 0.95], [0.9, 0.85, 0.2]])
 
 
 def inside(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Whether points (u, v) lie in the shape, whose circumscribed circle has radius about 1.
+    """Whether points (u, v) lie in the shape, which reach at most `REACH` from the origin.
 
     shape (...) int64 positions in `SHAPES`, broadcast against u and v.
     """
@@ -79,7 +81,7 @@ def _place(
 ) -> tuple[Tensor, Tensor]:
     """Centres (*shape, 2) and radii (*shape), low to high as fractions of `size`, inside the image."""
     radius = _between(generator, shape, low * size, high * size)
-    margin = radius[..., None]
+    margin = REACH * radius[..., None]
     return margin + (size - 2 * margin) * torch.rand((*shape, 2), generator=generator), radius
 
 
@@ -209,8 +211,8 @@ def scenes(
     at_least(0, sd=sd, low=low)
     at_least(low, high=high)
     word(("largest", "count"), target=target)
-    if classes > len(SHAPES) or high > 0.5 or tail <= 0:
-        raise InputError(f"scenes need classes <= {len(SHAPES)}, high <= 0.5 and tail > 0.")
+    if classes > len(SHAPES) or high > 0.4 or tail <= 0:
+        raise InputError(f"scenes need classes <= {len(SHAPES)}, high <= 0.4 and tail > 0.")
     count = torch.randint(fewest, most + 1, (n,), generator=generator)
     weight = tail ** torch.arange(classes, dtype=torch.float64)
     label = torch.multinomial(weight, n * most, replacement=True, generator=generator).view(n, most)
