@@ -12,7 +12,7 @@ TARGET, IDS = torch.tensor([3, 1, 2]), torch.tensor([4, 0, 2])
 def test_three_visits_of_the_official_code():
     """ALDRLoss_V1(5, threshold=0.1, Lambda=1, alpha=2) of github.com/Optimization-AI/ICML2023_LDR, which
     adds 1e-5 to each probability of the update: hence the tolerance."""
-    loss = ALDRKL(5)
+    loss = ALDRKL(5, lam0=1.0)
     values = [loss(LOGITS, TARGET, IDS).item() for _ in range(3)]
     assert values == pytest.approx([0.6062243581, 0.6088004112, 0.6092200875], abs=1e-5)
     lam = [0.7445479035, 1.0, 0.8698260784, 1.0, 0.8689795137]
@@ -41,7 +41,7 @@ def test_update_reaches_the_stationary_temperature():
 
 
 def test_lam_belongs_to_the_example_and_to_training():
-    part = ALDRKL(6)
+    part = ALDRKL(6, lam0=1.0)
     before = part.lam.clone()
     part.eval()(LOGITS, TARGET, IDS)
     assert torch.equal(part.lam, before)
@@ -55,7 +55,7 @@ def test_lam_belongs_to_the_example_and_to_training():
 
 
 def test_less_certain_means_closer_to_lam0():
-    part = ALDRKL(2, normalize=False)
+    part = ALDRKL(2, lam0=1.0, normalize=False)
     part(torch.tensor([[9.0, 0.0, 0.0], [0.1, 0.0, 0.0]]), torch.tensor([0, 0]), torch.tensor([0, 1]))
     assert part.lam[0] < 0.6 < 0.99 < part.lam[1]
 

@@ -40,7 +40,7 @@ def normalize_l1(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch
     replaces="cross_entropy",
     needs=("ids",),
     search_space={
-        "lam0": Real(0.1, 10.0, log=True),
+        "lam0": Real(0.1, 30.0, log=True),
         "alpha": Real(1.1, 10.0, log=True),
         "margin": Real(0.0, 2.0),
     },
@@ -58,9 +58,9 @@ class ALDRKL(nn.Module):
     [0, num_samples), the place of each example in the training set; returns a scalar, or (batch,) with
     `reduction="none"`. The buffer `lam` (num_samples,) is updated in training mode only.
 
-    Defaults: lam0 = 1, the middle of the authors' grid {0.1, 1, 10}; alpha = 2 and margin = 0.1 as in every
-    run they publish (the class in their code has 1 and 1). As in their code the update of lam_i leaves the
-    margin out; it is the maximiser's condition at margin 0.
+    Defaults: lam0 = 10, alpha = 2 and margin = 0.1, what the authors' `experiment.py` runs (its grid for lam0
+    is {0.1, 1, 10}; the class in their code has 1, 1 and 1). As in their code the update of lam_i leaves the
+    margin out: it is exactly the stationarity of l_i in lam_i at margin 0.
 
     Raises: ValueError for num_samples < 1, lam0 <= 0, alpha <= 1 (lam_i could reach 0), margin < 0, ids out
     of range or of another shape or dtype, wrong shapes or dtypes, NaN logits, labels out of range, an
@@ -78,7 +78,7 @@ class ALDRKL(nn.Module):
     def __init__(
         self,
         num_samples: int,
-        lam0: float = 1.0,
+        lam0: float = 10.0,
         alpha: float = 2.0,
         margin: float = 0.1,
         normalize: bool = True,
