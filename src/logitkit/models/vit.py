@@ -48,8 +48,8 @@ class ViT(Backbone):
     unitless.
 
     Defaults: depth 4, dim 64, 4 heads, no dropout. The patch is the smallest power of two that leaves at most
-    64 tokens (2x2 at 16x16 pixels, 4x4 at 32x32); an image it does not divide is padded with zeros. Mean
-    pooling instead of the paper's class token, as its appendix D.3 finds equal.
+    16 tokens (2x2 at 8x8 pixels, 8x8 at 32x32, the paper's 16x16 at 64x64); an image it does not divide is
+    padded with zeros. Mean pooling instead of the paper's class token, as its appendix D.3 finds equal.
 
     Raises: ValueError for an `input_shape` that is not (channels, height, width), a `dim` that `heads` does
     not divide, a depth below 1, dropout outside [0, 1), an input of another shape or dtype, an empty batch or
@@ -83,7 +83,7 @@ class ViT(Backbone):
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}.")
         channels, height, width = self.input_shape
         patch = 1
-        while -(-height // patch) * -(-width // patch) > 64:
+        while -(-height // patch) * -(-width // patch) > 16:
             patch *= 2
         tokens = -(-height // patch) * -(-width // patch)
         self.padding = (0, -width % patch, 0, -height % patch)
