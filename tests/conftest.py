@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+# scipy reads this when it is first imported; without it scikit-learn skips one of its estimator checks
+os.environ["SCIPY_ARRAY_API"] = "1"
 NO_SKIP = os.environ.get("LOGITKIT_NO_SKIP") == "1"
 
 

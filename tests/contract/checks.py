@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from contract.samples import make
+from contract.samples import context, make
+from logitkit import catalog
 from logitkit.registry import Card, Choice
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -120,7 +121,7 @@ def check_inputs_untouched(card: Card) -> None:
 
 
 def check_copies(card: Card) -> None:
-    """deepcopy, pickle and a state_dict round trip into a differently initialised part give the same output."""
+    """deepcopy, pickle, and a state_dict put into a differently initialised part give the same output."""
     sample = make(card)
     part = sample.build()
 
@@ -240,7 +241,7 @@ def check_docstring(card: Card) -> None:
 
 
 def check_card(card: Card) -> None:
-    """The card points to a file of its name, the part is public in its room, its search space can be built."""
+    """The file has the card's name, the part is public in its room, and its search space can be built."""
     module = card.build.__module__
     assert module == f"logitkit.{card.room}.{card.name}", f"part {card.name!r} lives in {module}"
     room = importlib.import_module(f"logitkit.{card.room}")
@@ -249,12 +250,10 @@ def check_card(card: Card) -> None:
     )
     assert card.title, "the card has no title"
     assert (card.paper is None) == (card.number is None), "a paper has both a source and a number, or neither"
-    from contract.samples import _context
-    from logitkit import catalog
-
+    place = {"params": [nn.Parameter(torch.zeros(2))]} if is_optimizer(card) else context(card)
     for name, space in card.search_space.items():
         for value in space.options if isinstance(space, Choice) else (space.low, space.high):
-            catalog.create(card.room, card.name, **{**_context(card), name: value})
+            catalog.create(card.room, card.name, **{**place, name: value})
 
 
 def check_compile(card: Card) -> None:
@@ -325,5 +324,5 @@ def check_one_card_per_paper(cards: list[Card]) -> None:
     for card in cards:
         if card.companion_of is not None:
             assert main.get(card.number) == card.companion_of, (
-                f"{card.name} is companion of {card.companion_of!r}, which has no card for paper {card.number}"
+                f"{card.name}: its companion {card.companion_of!r} has no card for paper {card.number}"
             )

@@ -25,7 +25,8 @@ class Probe(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            self.linear = nn.Linear(7, CLASSES, dtype=dtype)
+            # drawn in float64: torch draws other numbers in other precisions
+            self.linear = nn.Linear(7, CLASSES, dtype=torch.float64).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.linear(x))
@@ -41,7 +42,7 @@ class Sample:
     bad: dict[str, Callable[[Any], object]]
 
 
-def _context(card: Card) -> dict[str, Any]:
+def context(card: Card) -> dict[str, Any]:
     classes = CLASSES if "classification" in card.tasks else 2 if "binary" in card.tasks else 1
     return {
         "in_features": FEATURES, "num_classes": classes, "num_samples": 256, "input_shape": IMAGE,
@@ -58,7 +59,7 @@ def make(card: Card, batch: int = 6, dtype: torch.dtype = torch.float64, device:
 
     def build() -> Any:
         torch.manual_seed(0)
-        made = catalog.create(card.room, card.name, **_context(card))
+        made = catalog.create(card.room, card.name, **context(card))
         return made.to(device, dtype) if isinstance(made, nn.Module) else made
 
     maker = _ROOMS.get(card.room)
@@ -76,12 +77,10 @@ def _losses(card, batch, normal, g, build, dtype, device) -> Sample:
     }
     extra = {name: needs[name]() for name in card.needs}
     regression = card.tasks == {"regression"}
-    classes = _context(card)["num_classes"]
+    classes = context(card)["num_classes"]
     logits = normal(batch, 1 if regression else classes)
-    if regression:
-        target = normal(batch)
-    else:
-        target = torch.randint(0, classes, (batch,), generator=g).to(device)
+    labels = torch.randint(0, classes, (batch,), generator=g).to(device)
+    target = normal(batch) if regression else labels
     if "model" in extra:
         # The value depends on the inputs only through the model, so the logits stay the leaf.
         extra["inputs"] = extra["inputs"].detach()
@@ -106,7 +105,7 @@ def _losses(card, batch, normal, g, build, dtype, device) -> Sample:
 
 def _heads(card, batch, normal, g, build, dtype, device) -> Sample:
     features = normal(batch, FEATURES)
-    target = torch.randint(0, _context(card)["num_classes"], (batch,), generator=g).to(device)
+    target = torch.randint(0, context(card)["num_classes"], (batch,), generator=g).to(device)
     extra = {"target": target} if "target" in card.needs else {}
 
     def call(part: Any, features: Tensor) -> Tensor:

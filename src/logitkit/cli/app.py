@@ -55,8 +55,8 @@ def compare(
     from logitkit.comparison import compare as run_comparison
     from logitkit.comparison import parse_settings
 
-    words = parse_settings(settings or [])
-    options: dict[str, Any] = {k: words.pop(k) for k in ("seeds", "tune", "metric") if k in words}
+    words: dict[str, Any] = parse_settings(settings or [])
+    options = {k: words.pop(k) for k in ("seeds", "tune", "metric") if k in words}
     for path in (report, json, csv):
         _writable(path)
     command = "logitkit " + shlex.join(sys.argv[1:])

@@ -1,6 +1,6 @@
 """Many recipes in, a ranking out."""
 
-from logitkit.comparison.compare import Status, compare
+from logitkit.comparison.driver import Status, compare
 from logitkit.comparison.plan import Plan, make_plan, parse_settings
 from logitkit.comparison.result import Comparison, Row
 from logitkit.comparison.store import Store

@@ -121,9 +121,9 @@ def _own_code(recipe: Recipe) -> list[str]:
     return found
 
 
-def parse_settings(words: Sequence[str]) -> dict[str, str]:
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     """`["loss=ce,ldr", "data=digits"]` -> a dictionary. Raises InputError for a word without `=`."""
-    settings: dict[str, str] = {}
+    settings: dict[str, Any] = {}
     for word in words:
         key, sep, value = word.partition("=")
         if not sep or not key or not value:

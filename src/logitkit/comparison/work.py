@@ -165,6 +165,7 @@ def with_parameters(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
             continue
         spec = changes.get(slot, getattr(recipe, slot))
         spec = spec.model_copy(update={"name": "cross_entropy"}) if spec.name == "auto" else spec
+        value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         changes[slot] = spec.having(**{argument: value})
     return recipe.model_copy(update=changes)
 
@@ -174,7 +175,8 @@ def _suggest(trial: optuna.Trial, name: str, space: Real | Whole | Choice) -> An
         return trial.suggest_float(name, space.low, space.high, log=space.log)
     if isinstance(space, Whole):
         return trial.suggest_int(name, space.low, space.high, log=space.log)
-    return trial.suggest_categorical(name, space.options)
+    # by position: an option may be a tuple, which the database cannot hold
+    return space.options[trial.suggest_categorical(name, range(len(space.options)))]
 
 
 def _sampler(seed: int) -> optuna.samplers.TPESampler:

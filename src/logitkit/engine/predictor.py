@@ -203,7 +203,8 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
         )
     if ":" in recipe.model.name and not trust_code:
         raise InputError(
-            f"{folder} needs the code {recipe.model.name!r}; pass trust_code=True (--trust-code) to import it."
+            f"{folder} needs the code {recipe.model.name!r}: pass trust_code=True (--trust-code) to import it"
+            " if you trust whoever wrote the folder."
         )
     state = load_state(folder / "model.safetensors")
     shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})

@@ -148,7 +148,8 @@ class Recipe(BaseModel):
     regularize:   further objectives added to the loss, each `weight*part`.
     algorithm:    who performs the training step; "standard" is forward, backward, update.
     optimizer:    adamw, adam, sgd, or a part of `train`.
-    lr, weight_decay, schedule, warmup: step size; `schedule` runs over the budget, `warmup` is its share.
+    lr, schedule, warmup: step size; `schedule` runs over the budget, `warmup` is its share of it.
+    weight_decay: None is the optimiser's own default (0.01 for adamw, none for adam and sgd).
     batch_size:   examples per step.
     epochs, steps, seconds: the budget; `steps` or `seconds` replaces `epochs`.
     clip:         largest gradient norm, or None.
@@ -172,7 +173,7 @@ class Recipe(BaseModel):
     algorithm: Part = PartSpec(name="standard")
     optimizer: Part = PartSpec(name="adamw")
     lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float | None = Field(None, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1)
     batch_size: int = Field(64, ge=1)

@@ -59,14 +59,16 @@ def run(
     Leaves the caller's random state and thread count as they were. A run that diverges returns with its
     status saying so; `InputError` is raised for a recipe that cannot take the data.
     """
-    with _isolated(recipe.threads):
+    with isolated(recipe.threads):
         prepared = prepare(recipe) if prepared is None else prepared
         trainer = Trainer(
             recipe, prepared, checkpoint=checkpoint, checkpoint_every=checkpoint_every, on_epoch=on_epoch
         )
         memory = _PeakMemory(trainer.accelerator.device)
         parameters = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
-        status, metrics, details, predictor = "done", {}, {}, None
+        status, predictor = "done", None
+        metrics: dict[str, float] = {}
+        details: dict[str, Any] = {}
         val: dict[str, float] = {}
         try:
             network = trainer.run()
@@ -94,7 +96,8 @@ def _best(progress: Progress) -> dict[str, float]:
 
 
 @contextmanager
-def _isolated(threads: int) -> Iterator[None]:
+def isolated(threads: int) -> Iterator[None]:
+    """Run with so many CPU threads, and leave the caller's thread count and random state as they were."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

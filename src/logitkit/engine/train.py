@@ -180,7 +180,10 @@ class Trainer:
         return self.network
 
     def validate(self) -> dict[str, float]:
-        """Validation accuracy and negative log-likelihood, or root mean squared error in units of y."""
+        """Validation accuracy and negative log-likelihood, or root mean squared error in units of y; nothing
+        without validation rows."""
+        if len(self._val[1]) == 0:
+            return {}
         self.network.eval()
         scores = forward(self.network, self._val[0])
         self.network.train()
@@ -287,7 +290,11 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer
     """The optimiser of `recipe`: torch's adamw, adam or sgd, or a part of the `train` room."""
     spec = recipe.optimizer
     make = TORCH_OPTIMIZERS.get(spec.name) or catalog.get("train", spec.name).build
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, **spec.kwargs}
+    if not _is_optimizer(make):
+        raise InputError(f"optimizer={spec}: {spec.name} is not an optimiser. Write algorithm={spec}.")
+    settings: dict[str, Any] = {"lr": recipe.lr, **spec.kwargs}
+    if recipe.weight_decay is not None:
+        settings.setdefault("weight_decay", recipe.weight_decay)
     takes = inspect.signature(make).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         for key in spec.kwargs:
@@ -302,23 +309,25 @@ def build_algorithm(recipe: Recipe) -> Algorithm:
     spec = recipe.algorithm
     if spec.name == "standard":
         return Standard()
-    algorithm = (
-        locate(spec.name, "algorithm")(**spec.kwargs)
-        if ":" in spec.name
-        else catalog.create("train", spec.name, **spec.kwargs)
-    )
-    if not callable(getattr(algorithm, "step", None)) or isinstance(algorithm, Optimizer):
-        raise InputError(f"algorithm={spec}: expected an object with step(trainer, batch).")
-    return algorithm
+    make = locate(spec.name, "algorithm") if ":" in spec.name else catalog.get("train", spec.name).build
+    if _is_optimizer(make) or not callable(getattr(make, "step", None)):
+        hint = f" It is an optimiser: write optimizer={spec}." if _is_optimizer(make) else ""
+        raise InputError(f"algorithm={spec}: expected a class with step(trainer, batch).{hint}")
+    return make(**spec.kwargs)
+
+
+def _is_optimizer(make: Any) -> bool:
+    return isinstance(make, type) and issubclass(make, Optimizer)
 
 
 @torch.no_grad()
 def forward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` over `x` in chunks of rows, in float32, without a graph."""
-    return torch.cat([function(part) for part in x.split(CHUNK)]).float()
+    """`function` over `x` in chunks of rows, without a graph; in at least float32."""
+    out = torch.cat([function(part) for part in x.split(CHUNK)])
+    return out if out.dtype == torch.float64 else out.float()
 
 
 def to_prediction(network: nn.Module, scores: Tensor) -> Tensor:
     """Standardised predictions (batch,) of a regression network from its scores."""
     head = network.head
-    return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]  # type: ignore[operator,index]
+    return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]  # type: ignore[operator]

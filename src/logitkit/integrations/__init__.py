@@ -1,0 +1,1 @@
+"""logitkit inside other libraries: one module each, imported when used."""
