@@ -24,6 +24,7 @@ LAYERS = [
     {"engine"},
     {"comparison", "claims", "report"},
     {"integrations", "cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 BUILDING_BLOCKS = {"attention", "layers", "softmax", "heads", "bottleneck"}

@@ -69,7 +69,8 @@ def create(room: str, name: str, **arguments: Any) -> Any:
 
     >>> loss = create("losses", "ldr", num_classes=10, lam=0.5)
 
-    Raises `InputError` for an unknown room, part or argument, naming the nearest.
+    Raises `InputError` for an unknown room, part or argument, naming the nearest, and for arguments that the
+    part refuses.
     """
     card = get(room, name)
     takes = inspect.signature(card.build).parameters
@@ -86,4 +87,9 @@ def create(room: str, name: str, **arguments: Any) -> Any:
     ]  # fmt: skip
     if missing:
         raise InputError(f"part {room}/{card.name} needs the argument {missing[0]!r}.")
-    return card.build(**arguments)
+    try:
+        return card.build(**arguments)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{room}/{card.name}: {error}") from error

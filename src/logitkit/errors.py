@@ -11,6 +11,14 @@ class InputError(ValueError):
     was expected. The command line prints it without a traceback and exits with code 2."""
 
 
+class Stopped(BaseException):
+    """The user asked the command to stop (Ctrl-C or SIGTERM). Not an Exception, so that nothing swallows it."""
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without saying why; what it had finished is kept."""
+
+
 class MissingExtra(InputError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 

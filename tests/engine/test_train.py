@@ -34,7 +34,7 @@ def test_it_is_the_bare_loop(prepared):
     twin = nn.Sequential(body, head)
     start = Trainer(recipe, prepared).network
     twin.load_state_dict(dict(zip(twin.state_dict(), start.state_dict().values(), strict=True)))
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     x, y = prepared.train
     for epoch in range(3):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed((3 << 32) + epoch))
@@ -161,7 +161,7 @@ class Signed:
     def step(self, trainer, batch):
         loss = trainer.objective(trainer.network, batch)
         trainer.optimizer.zero_grad()
-        trainer.accelerator.backward(loss)
+        trainer.backward(loss)
         for p in trainer.network.parameters():
             p.grad.sign_()
         trainer.optimizer.step()

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from logitkit.errors import InputError
+from logitkit.errors import InputError, Stopped, WorkerDied
 
 app = typer.Typer(
     name="logitkit",
-    help="Everything between a representation and a decision: rank losses, heads, decision rules on your data.",
+    help="Everything between a representation and a decision: rank losses, heads and more on your data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -173,19 +173,23 @@ def _writable(path: Path | None) -> None:
 
 def main() -> None:
     """Run the command line. A user's mistake is one sentence and exit code 2; Ctrl-C exits with 130."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except InputError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except WorkerDied as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+    except Stopped:
         err.print("Stopped. Finished runs are kept; the same command goes on from here.")
         sys.exit(130)
 
 
-def _terminate(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def _stop(signum: int, frame: Any) -> None:
+    raise Stopped
 
 
 def _escape(text: str) -> str:

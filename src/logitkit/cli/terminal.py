@@ -189,9 +189,8 @@ def print_evidence(console: Console, evidence: Any) -> None:
     console.print(f"{found['room']}/{found['part']}: {mark} in {found['seconds']:.0f} s{quick}")
     for check in found["checks"]:
         sign = "[green]+[/]" if check["holds"] else "[red]-[/]"
-        console.print(
-            f"  {sign} {escape(check['statement'])}: {check['measured']:.4g} {check['relation']} {check['threshold']:g}",
-            soft_wrap=True,
-        )
+        measured = "nan" if check["measured"] is None else f"{check['measured']:.4g}"
+        said = f"{escape(check['statement'])}: {measured} {check['relation']} {check['threshold']:g}"
+        console.print(f"  {sign} {said}", soft_wrap=True)
     if found.get("note"):
         console.print(f"    {escape(found['note'])}", soft_wrap=True, style="dim")

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from logitkit.comparison.result import Comparison, rank
 from logitkit.comparison.store import Store
 from logitkit.comparison.work import Worker
 from logitkit.engine.train import Progress
-from logitkit.errors import InputError
+from logitkit.errors import InputError, Stopped, WorkerDied
 
 FOLDER = Path("logitkit-runs")
 Watcher = Callable[["Status"], None]
@@ -124,11 +125,11 @@ def _work(plan: Plan, url: str | Path, folder: Path, errors: Any) -> None:
     store = Store(url)
     try:
         Worker(plan, store, folder).work()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         store.release_all()
     except BaseException as error:
         store.release_all()
-        errors.put(error if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+        errors.put(error if isinstance(error, InputError) else traceback.format_exc())
         raise SystemExit(1) from error
 
 
@@ -159,11 +160,12 @@ def _run_forked(plan: Plan, url: str | Path, folder: Path, jobs: int, watch: Wat
             worker.join()
     if not errors.empty():
         error = errors.get()
-        raise error if isinstance(error, InputError) else RuntimeError(f"a worker failed: {error}")
+        raise error if isinstance(error, InputError) else RuntimeError(f"a worker failed:\n{error}")
     failed = [w.exitcode for w in workers if w.exitcode]
     if failed:
-        raise RuntimeError(
-            f"a worker process ended with code {failed[0]} (was it out of memory?); run the same command to go on."
+        raise WorkerDied(
+            f"a worker process ended with code {failed[0]}, perhaps for lack of memory; what is finished is"
+            " kept, and the same command goes on from here (--jobs 1 needs less memory)."
         )
 
 

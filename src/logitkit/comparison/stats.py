@@ -73,7 +73,7 @@ def mean_interval(values: Sequence[float], test_to_train: float) -> tuple[float,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values in the order given: the largest (m - rank) p so far in sorted order, at most 1."""
+    """Holm's adjusted p-values, in the order given: the largest (m - rank) p so far as p grows, at most 1."""
     m = len(p_values)
     adjusted = [1.0] * m
     running = 0.0

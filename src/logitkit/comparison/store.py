@@ -71,7 +71,13 @@ class Store:
         self.url = database_url(store)
         self.study = study
         if self.url.startswith("sqlite:///"):
-            Path(self.url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(self.url.removeprefix("sqlite:///")).parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"the store cannot be made: {folder} is not a folder ({error.strerror})."
+                ) from None
         self.owner = f"{_machine()}/{os.getpid()}/{_started(os.getpid())}/{uuid.uuid4().hex[:8]}"
         with self._errors():
             for attempt in range(4):

@@ -126,12 +126,13 @@ def card_of(slot: str, spec: PartSpec) -> Card | None:
     for card, key in known:
         if key == spec.name:
             return card
-    hint = nearest(spec.name, [*built_in, *(key for _, key in known)])
-    if not hint:
-        elsewhere = [c for c in catalog.cards() if spec.name in (c.name, *c.aliases)]
-        slots = [s for s, rooms in SLOTS.items() if elsewhere and elsewhere[0].room in rooms]
-        hint = f" {spec.name!r} is a part of room {elsewhere[0].room!r}" if elsewhere else ""
-        hint += f": write {slots[0]}={spec.name}." if slots else "." if elsewhere else ""
+    elsewhere = [c for c in catalog.cards() if spec.name in (c.name, *c.aliases)]
+    if elsewhere:
+        slots = [s for s, rooms in SLOTS.items() if elsewhere[0].room in rooms]
+        hint = f" {spec.name!r} is a part of room {elsewhere[0].room!r}"
+        hint += f": write {slots[0]}={spec.name}." if slots else "."
+    else:
+        hint = nearest(spec.name, [*built_in, *(key for _, key in known)])
     raise InputError(
         f"{slot}={spec.name}: there is no such part.{hint} See `logitkit list {SLOTS[slot][0]}`."
     )

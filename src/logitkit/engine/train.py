@@ -46,7 +46,7 @@ class Standard:
         with trainer.autocast():
             loss = trainer.objective(trainer.network, batch)
         trainer.optimizer.zero_grad()
-        trainer.accelerator.backward(loss)
+        trainer.backward(loss)
         if trainer.recipe.clip is not None:
             trainer.accelerator.clip_grad_norm_(trainer.network.parameters(), trainer.recipe.clip)
         trainer.optimizer.step()
@@ -136,7 +136,11 @@ class Trainer:
         optimizer = build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
         self.network: Network
         self.optimizer: Optimizer
-        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.network = self.accelerator.prepare(network)
+        # Accelerate's optimiser is needed for loss scaling only, and looks up packages on every step.
+        scaled = self.accelerator.scaler is not None
+        self.optimizer = self.accelerator.prepare(optimizer) if scaled else optimizer
+        self.backward: Callable[[Tensor], None] = self.accelerator.backward if scaled else Tensor.backward
         self.objective: Objective = objective
         self.algorithm: Algorithm = build_algorithm(recipe)
         # precision "no" needs no context at all, and entering one every step is not free
@@ -293,6 +297,8 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer
     if not _is_optimizer(make):
         raise InputError(f"optimizer={spec}: {spec.name} is not an optimiser. Write algorithm={spec}.")
     settings: dict[str, Any] = {"lr": recipe.lr, **spec.kwargs}
+    if spec.name in TORCH_OPTIMIZERS:
+        settings.setdefault("fused", True)  # one call for all parameters: a third of a small network's step
     if recipe.weight_decay is not None:
         settings.setdefault("weight_decay", recipe.weight_decay)
     takes = inspect.signature(make).parameters
@@ -301,7 +307,10 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer
             if key not in takes:
                 raise InputError(f"optimizer={spec}: {spec.name} has no argument {key!r}.")
         settings = {k: v for k, v in settings.items() if k in takes}
-    return make(parameters, **settings)
+    try:
+        return make(parameters, **settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer={spec}: {error}") from error
 
 
 def build_algorithm(recipe: Recipe) -> Algorithm:

@@ -6,6 +6,8 @@ looking at a value on an accelerator waits for its whole queue, and never while 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,7 +38,7 @@ def check_logits(logits: Tensor, name: str = "logits", classes: int | None = Non
         raise ValueError(f"{name} must have at least 2 classes, got shape {tuple(logits.shape)}.")
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     # A row's minimum is NaN exactly when the row holds one, and unlike a sum it cannot overflow.
-    if values_visible(logits) and bool(torch.isnan(logits.detach().amin())):
+    if values_visible(logits) and math.isnan(logits.detach().amin().item()):
         raise ValueError(f"{name} contain NaN; expected numbers.")
     return logits
 
@@ -51,14 +53,22 @@ def check_labels(target: Tensor, batch: int, classes: int, ignore_index: int | N
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise ValueError(f"target must hold integer class labels, got {target.dtype}.")
     if values_visible(target):
-        kept = target if ignore_index is None else target[target != ignore_index]
-        if kept.numel():
-            low, high = (int(v) for v in kept.aminmax())
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"target holds the label {low if low < 0 else high}; expected labels in [0, {classes})."
-                )
+        low, high = _range(target)
+        if (low < 0 or high >= classes) and ignore_index is not None:
+            low, high = _range(target[target != ignore_index])
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"target holds the label {low if low < 0 else high}; expected labels in [0, {classes})."
+            )
     return target.long()
+
+
+def _range(x: Tensor) -> tuple[int, int]:
+    """Smallest and largest value; (0, 0) of nothing."""
+    if x.numel() == 0:
+        return 0, 0
+    low, high = x.aminmax()
+    return int(low), int(high)
 
 
 def check_batch(
