@@ -104,14 +104,14 @@ def test_a_run_without_a_value_is_finished_too(url):
 
 
 def _command(url: str, folder: Path) -> list[str]:
-    code = (
-        "import json, sys, logitkit\n"
-        "r = logitkit.compare(loss=['ce', 'focal'], head=['linear', 'cosine'], data='digits+limit=600', epochs=8, seeds=2, tune=2,"
-        f" jobs=2, store={url!r}, folder={str(folder)!r})\n"
-        "keep = {r.plan.labels[run.arm] + str(run.seed): r.records[run.key]['metrics'] for run in r.plan.runs}\n"
-        "print(json.dumps([keep, r.best.metrics, len(__import__('logitkit').comparison.Store("
-        f"{url!r})._trials())]))"
-    )
+    code = f"""
+import json, logitkit
+from logitkit.comparison import Store
+r = logitkit.compare(loss=["ce", "focal"], head=["linear", "cosine"], data="digits+limit=600", epochs=8,
+                     seeds=2, tune=2, jobs=2, store={url!r}, folder={str(folder)!r})
+found = {{r.plan.labels[run.arm] + str(run.seed): r.records[run.key]["metrics"] for run in r.plan.runs}}
+print(json.dumps([found, r.best.metrics, len(Store({url!r})._trials())]))
+"""
     return [sys.executable, "-c", code]
 
 

@@ -74,7 +74,7 @@ def print_ranking(console: Console, result: Comparison) -> None:
     more = SHOWN[plan.dataset.task] if console.width >= 130 else ()
     console.print(ranking_table(plan, result.ranking, more))
     console.print(
-        f"{plan.dataset.name}, {plan.seeds} seeds; differences from {escape(plan.labels[0])} with 95 %"
+        f"{plan.dataset.name}, {plan.seeds} seed{'s' * (plan.seeds > 1)}; differences from {escape(plan.labels[0])} with 95 %"
         " intervals, corrected for overlapping splits and, by Holm's method, for the number of comparisons.",
         style="dim",
         soft_wrap=True,

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import logitkit
 from logitkit import catalog, data
-from logitkit.data import Preprocessor
+from logitkit.data import Dataset, Preprocessor
 from logitkit.engine import metrics as M
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.network import Network, Shape, build_network
 from logitkit.engine.recipe import Recipe
-from logitkit.engine.train import Prepared, forward, to_prediction
+from logitkit.engine.train import Prepared, forward, threads, to_prediction
 from logitkit.errors import InputError
 
 FORMAT = 1
@@ -77,8 +77,12 @@ class Predictor:
         )
 
     def scores(self, x: Tensor) -> Tensor:
-        """Uncalibrated scores (batch, outputs) of preprocessed inputs."""
-        return forward(self.network, x)
+        """Uncalibrated scores (batch, outputs) of preprocessed inputs.
+
+        Computed with the recipe's number of threads, so that they are the same bits in every process.
+        """
+        with threads(self.recipe.threads):
+            return forward(self.network, x)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Calibrated class probabilities (batch, classes) of preprocessed inputs."""
@@ -95,7 +99,8 @@ class Predictor:
     def abnormality(self, x: Tensor) -> Tensor:
         """The detector's score (batch,) of preprocessed inputs: higher is more abnormal."""
         view = _detector_view(catalog.get("detect", self.recipe.detect.name).needs, self.network)
-        return self.detector.score(forward(view, x))
+        with threads(self.recipe.threads):
+            return self.detector.score(forward(view, x))
 
     def predict_proba(self, source: Any) -> Tensor:
         """Class probabilities (batch, classes) for anything `logitkit.data.load_unlabelled` takes."""
@@ -116,10 +121,10 @@ class Predictor:
         return self.class_names or tuple(str(k) for k in range(self.shape.num_classes))
 
     def inputs(self, source: Any) -> Tensor:
-        """Preprocessed inputs from a data source, a `Dataset`, or a tensor that is taken as it is."""
-        if not isinstance(source, Tensor):
+        """Preprocessed inputs from a data source, a `Dataset`, or a tensor of raw rows."""
+        if not isinstance(source, Tensor | Dataset):
             source = data.load_unlabelled(source, like=self.preprocessor)
-        return source if isinstance(source, Tensor) else self.preprocessor.transform(source)
+        return self.preprocessor.transform(source)
 
     def evaluate(
         self, x: Tensor, y: Tensor, x_train: Tensor | None = None

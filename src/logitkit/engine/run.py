@@ -13,7 +13,7 @@ import torch
 from logitkit import data
 from logitkit.engine.predictor import Predictor
 from logitkit.engine.recipe import Recipe
-from logitkit.engine.train import Diverged, Prepared, Progress, Trainer
+from logitkit.engine.train import Diverged, Prepared, Progress, Trainer, threads
 
 
 @dataclass
@@ -96,15 +96,10 @@ def _best(progress: Progress) -> dict[str, float]:
 
 
 @contextmanager
-def isolated(threads: int) -> Iterator[None]:
+def isolated(number: int) -> Iterator[None]:
     """Run with so many CPU threads, and leave the caller's thread count and random state as they were."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(enabled=True):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with threads(number), torch.random.fork_rng():
+        yield
 
 
 class _PeakMemory:

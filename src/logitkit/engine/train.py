@@ -329,6 +329,20 @@ def _is_optimizer(make: Any) -> bool:
     return isinstance(make, type) and issubclass(make, Optimizer)
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Run with so many CPU threads, and put the caller's number back."""
+    before = torch.get_num_threads()
+    if before == number:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def forward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` over `x` in chunks of rows, without a graph; in at least float32."""
