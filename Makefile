@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help compare test test-all check clean
+.PHONY: help compare test test-all check docs clean
 
 help:
 	@echo "make compare   install, rank losses on the digits data, write report.html"
 	@echo "make test      install and run the tests"
 	@echo "make test-all  the same with the slow ones"
 	@echo "make check     ruff and the type checker"
+	@echo "make docs      rewrite the pages that follow from cards and evidence"
 
 compare: .venv/.installed
 	$(BIN)/logitkit compare
@@ -25,6 +26,9 @@ check: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.installed
+	$(BIN)/python docs/generate.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

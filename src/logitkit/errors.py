@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 class Stopped(BaseException):
-    """The user asked the command to stop (Ctrl-C or SIGTERM). Not an Exception, so that nothing swallows it."""
+    """The user asked the command to stop (Ctrl-C, SIGTERM). Not an Exception, so that nothing swallows it."""
 
 
 class WorkerDied(RuntimeError):

@@ -77,7 +77,7 @@ class Card:
     room:         the slot it plugs into.
     title:        one line: the paper's title, or what a reference part is.
     paper:        where it was published (`"arXiv:2112.14869"`), None for a reference part.
-    number:       the paper's number in logitkit's list of 225; None for a reference part.
+    number:       the paper's number in logitkit's list of 225; None if it is not on it.
     companion_of: name of the part that holds this paper's main card, when one paper brings several parts.
     replaces:     the reference part it is a drop-in for.
     aliases:      other names that recipes accept.
@@ -108,7 +108,7 @@ class Card:
     @property
     def reference(self) -> bool:
         """Whether this is a reference arm rather than a paper's method."""
-        return self.number is None
+        return self.paper is None
 
 
 _cards: dict[tuple[str, str], Card] = {}

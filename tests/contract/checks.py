@@ -249,7 +249,7 @@ def check_card(card: Card) -> None:
         f"{card.build.__name__} is not in logitkit.{card.room}.__all__"
     )
     assert card.title, "the card has no title"
-    assert (card.paper is None) == (card.number is None), "a paper has both a source and a number, or neither"
+    assert card.number is None or card.paper is not None, "a numbered paper says where it was published"
     place = {"params": [nn.Parameter(torch.zeros(2))]} if is_optimizer(card) else context(card)
     for name, space in card.search_space.items():
         for value in space.options if isinstance(space, Choice) else (space.low, space.high):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor, nn
 
 from logitkit import catalog, data
-from logitkit.engine import Recipe, RunResult
+from logitkit.engine import Diverged, Prepared, Recipe, RunResult, Trainer
 from logitkit.engine import run as run_recipe
-from logitkit.engine.train import Prepared
+from logitkit.engine.run import isolated
+from logitkit.engine.train import Progress, forward
 from logitkit.errors import InputError
 
 Relation = Literal[">=", "<=", ">", "<"]
@@ -50,7 +54,11 @@ class Check:
 
 
 def over_seeds(
-    statement: str, values: Sequence[float], relation: Relation, threshold: float, arms: dict[str, Sequence[float]]
+    statement: str,
+    values: Sequence[float],
+    relation: Relation,
+    threshold: float,
+    arms: Mapping[str, Sequence[float]],
 ) -> Check:
     """A check of the mean of one value per seed."""
     x = np.asarray(values, dtype=float)
@@ -62,9 +70,7 @@ def over_seeds(
     return Check(statement, float(x.mean()), relation, threshold, low, high, listed)
 
 
-def difference(
-    statement: str, relation: Relation, threshold: float, **arms: Sequence[float]
-) -> Check:
+def difference(statement: str, relation: Relation, threshold: float, **arms: Sequence[float]) -> Check:
     """A check of the mean over seeds of first arm minus second arm; further arms are only reported."""
     first, second = list(arms.values())[:2]
     return over_seeds(statement, np.subtract(first, second).tolist(), relation, threshold, dict(arms))
@@ -88,6 +94,10 @@ class Trial:
         """`full`, or `quick` in a quick run: for epochs, tasks, examples."""
         return quick if self.quick else full
 
+    def best(self, choices: Sequence[float], score: Callable[[float], float]) -> float:
+        """The choice with the highest score, for a grid that every arm gets; the first in a quick run."""
+        return choices[0] if self.quick else max(choices, key=score)
+
     def run(self, seed: int, dataset: data.Dataset | None = None, **settings: Any) -> RunResult:
         """Train a recipe through the engine with this seed and the split of the same number.
 
@@ -99,10 +109,51 @@ class Trial:
 
     def run_on(self, prepared: Prepared, recipe: Recipe) -> RunResult:
         """The same on a split made by the claim."""
-        if self.quick:
-            steps = min(recipe.steps, 40) if recipe.steps else None
-            recipe = recipe.model_copy(update={"epochs": min(recipe.epochs, 2), "steps": steps})
-        return run_recipe(recipe, prepared)
+        return run_recipe(self._affordable(recipe), prepared)
+
+    def train(
+        self, prepared: Prepared, recipe: Recipe, on_epoch: Callable[[Trainer], None] | None = None
+    ) -> Trainer:
+        """Train without judging, for a claim that looks at the trainer's network or objective.
+
+        on_epoch: called after each epoch, with the network in evaluation mode. Raises `Diverged`.
+        """
+
+        def look(_: Progress) -> None:
+            if on_epoch is not None:
+                trainer.network.eval()
+                on_epoch(trainer)
+                trainer.network.train()
+
+        with isolated(recipe.threads):
+            trainer = Trainer(self._affordable(recipe), prepared, on_epoch=look)
+            trainer.run()
+        return trainer
+
+    def tuned(self, prepared: Prepared, recipes: Sequence[Recipe]) -> Trainer:
+        """The trained recipe with the highest validation score at its end; the first of several.
+
+        In a quick run only the first two are tried. Raises `Diverged` if every one diverges.
+        """
+        found: list[Trainer] = []
+        for recipe in recipes[: self.few(len(recipes), 2)]:
+            with contextlib.suppress(Diverged):
+                found.append(self.train(prepared, recipe))
+        if not found:
+            raise Diverged(f"all of {len(recipes)} recipes diverged, the last {recipes[-1].loss}")
+        return max(found, key=lambda trainer: trainer.progress.curve[-1]["val_score"])
+
+    def _affordable(self, recipe: Recipe) -> Recipe:
+        if not self.quick:
+            return recipe
+        steps = min(recipe.steps, 40) if recipe.steps else None
+        return recipe.model_copy(update={"epochs": min(recipe.epochs, 2), "steps": steps})
+
+
+def accuracy(network: nn.Module, rows: tuple[Tensor, Tensor], k: int = 1) -> float:
+    """Percent of rows (x, y) whose label is among the k highest scores."""
+    x, y = rows
+    return 100 * (forward(network, x).topk(k).indices == y[:, None]).any(1).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -168,6 +219,21 @@ class Evidence:
         }
 
 
+def keep_classes(dataset: data.Dataset, classes: range) -> data.Dataset:
+    """The rows of some consecutive classes, which become 0, 1, ..."""
+    kept = dataset.take(((dataset.y >= classes.start) & (dataset.y < classes.stop)).nonzero().flatten())
+    names = dataset.class_names
+    return replace(kept, y=kept.y - classes.start, class_names=names and names[classes.start : classes.stop])
+
+
+def pixel_limits(prepared: Prepared) -> tuple[float, float]:
+    """Black and white pixels of grey images, as the network sees them after standardisation."""
+    black, white = (
+        prepared.preprocessor.transform(torch.full((1, *prepared.shape.input_shape), v)) for v in (0.0, 1.0)
+    )
+    return float(black.min()), float(white.max())
+
+
 def registered() -> dict[tuple[str, str], Claim]:
     """Every claim imported so far, by room and part."""
     return _claims
@@ -179,8 +245,8 @@ def quick(found: Claim) -> Claim:
 
 
 def part_number(found: Claim) -> int | None:
-    """The paper number of the part that the claim is about. Raises InputError if there is no such part."""
+    """The number of the claim's paper, None if it is off the list. Raises InputError for a reference part."""
     card = catalog.get(found.room, found.part)
-    if card.number is None:
+    if card.reference:
         raise InputError(f"{found.room}/{found.part} is a reference part and makes no claim.")
     return card.number

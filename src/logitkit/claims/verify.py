@@ -16,7 +16,7 @@ import torch
 import logitkit.claims
 from logitkit import catalog
 from logitkit.claims.base import Claim, Evidence, Trial, part_number, quick, registered
-from logitkit.comparison.compare import can_fork
+from logitkit.comparison.driver import can_fork
 from logitkit.comparison.result import finite, versions
 from logitkit.engine.checkpoint import write_atomically
 from logitkit.errors import InputError
@@ -44,7 +44,7 @@ def select(names: Sequence[str] | None) -> list[Claim]:
         if name in ROOMS:
             found = [c for c in everything if c.room == name]
         else:
-            main = {(c.number, c.companion_of or c.name) for c in catalog.find(name)}
+            main = {(c.number, c.companion_of or c.name) for c in catalog.find(name) if not c.reference}
             found = [c for c in everything if (part_number(c), c.part) in main]
         if not found:
             raise InputError(f"{name} has no claim: it is a reference part or an empty room.")
@@ -85,7 +85,9 @@ def _run(tasks: list[tuple[Claim, bool]], jobs: int) -> Iterator[Evidence]:
     if jobs < 2 or not can_fork():
         yield from map(_one, tasks)
         return
-    with multiprocessing.get_context("fork").Pool(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with multiprocessing.get_context("fork").Pool(
+        jobs, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         yield from pool.imap_unordered(_one, tasks)
 
 

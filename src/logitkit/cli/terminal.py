@@ -73,8 +73,9 @@ def print_ranking(console: Console, result: Comparison) -> None:
     # further metrics only where they do not squeeze the verdict
     more = SHOWN[plan.dataset.task] if console.width >= 130 else ()
     console.print(ranking_table(plan, result.ranking, more))
+    seeds = f"{plan.seeds} seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     console.print(
-        f"{plan.dataset.name}, {plan.seeds} seed{'s' * (plan.seeds > 1)}; differences from {escape(plan.labels[0])} with 95 %"
+        f"{plan.dataset.name}, {seeds}; differences from {escape(plan.labels[0])} with 95 %"
         " intervals, corrected for overlapping splits and, by Holm's method, for the number of comparisons.",
         style="dim",
         soft_wrap=True,
@@ -152,7 +153,7 @@ def print_part(console: Console, name: str, evidence: Path = Path("evidence")) -
         )
         console.print(escape(f"  {build.__name__}({call})"), soft_wrap=True)
         facts = {
-            "paper": f"{card.paper}, number {card.number:03d}" if card.number is not None else None,
+            "paper": card.paper if card.number is None else f"{card.paper}, number {card.number:03d}",
             "companion of": card.companion_of,
             "replaces": card.replaces,
             "tasks": ", ".join(sorted(card.tasks)),
@@ -168,7 +169,7 @@ def print_part(console: Console, name: str, evidence: Path = Path("evidence")) -
         if file.is_file():
             console.print()
             print_evidence(console, json.loads(file.read_text()))
-        elif card.number is not None:
+        elif not card.reference:
             console.print(
                 f"\nNo evidence here yet: `logitkit verify {card.companion_of or card.name}` makes it.",
                 style="dim",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import logitkit
 from logitkit import catalog, data
-from logitkit.data import Dataset, Preprocessor
+from logitkit.data import Preprocessor
 from logitkit.engine import metrics as M
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.network import Network, Shape, build_network
@@ -122,9 +122,7 @@ class Predictor:
 
     def inputs(self, source: Any) -> Tensor:
         """Preprocessed inputs from a data source, a `Dataset`, or a tensor of raw rows."""
-        if not isinstance(source, Tensor | Dataset):
-            source = data.load_unlabelled(source, like=self.preprocessor)
-        return self.preprocessor.transform(source)
+        return self.preprocessor.transform(data.load_unlabelled(source, like=self.preprocessor))
 
     def evaluate(
         self, x: Tensor, y: Tensor, x_train: Tensor | None = None

@@ -36,7 +36,8 @@ def comp_sum(trial: Trial) -> list[Check]:
             ce=clean(0.0, "comp_sum(tau=1.0)"), gce=clean(0.0, "comp_sum(tau=1.7)"),
         ),
         difference(
-            "accuracy under PGD-20, eps 0.1 of the pixel range, points: smooth adversarial minus tau=1", ">=", 15.0,
+            "accuracy under PGD-20, eps 0.1 of the pixel range, points: smooth adversarial minus tau=1",
+            ">=", 15.0,
             smooth=[attacked(trial, seed, adversarial=True) for seed in trial.seeds],
             ce=[attacked(trial, seed, adversarial=False) for seed in trial.seeds],
         ),
