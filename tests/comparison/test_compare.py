@@ -13,7 +13,7 @@ from torch import nn
 
 import logitkit
 from logitkit import InputError, data
-from logitkit.comparison import make_plan
+from logitkit.comparison import driver, make_plan
 from logitkit.comparison.work import search_space, with_parameters
 from logitkit.engine import Recipe
 
@@ -61,6 +61,13 @@ def test_numbers_do_not_depend_on_jobs(tmp_path):
         assert a["metrics"] == b["metrics"]
         assert a["curve"] == b["curve"]
     assert one.best.metrics == two.best.metrics
+
+
+def test_spawned_processes_work_where_forking_cannot(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "start_method", lambda: "spawn")
+    assert driver._jobs(None, 8) == 1
+    result = logitkit.compare(loss=["ce", "focal"], jobs=2, folder=tmp_path, **SMALL)
+    assert {row.runs for row in result.ranking} == {2}
 
 
 def test_adding_an_arm_runs_only_that_arm(tmp_path):

@@ -16,7 +16,7 @@ import torch
 import logitkit.claims
 from logitkit import catalog
 from logitkit.claims.base import Claim, Evidence, Trial, part_number, quick, registered
-from logitkit.comparison.driver import can_fork
+from logitkit.comparison.driver import start_method
 from logitkit.comparison.result import finite, versions
 from logitkit.engine.checkpoint import write_atomically
 from logitkit.errors import InputError
@@ -82,10 +82,10 @@ def verify(
 
 def _run(tasks: list[tuple[Claim, bool]], jobs: int) -> Iterator[Evidence]:
     jobs = min(jobs, len(tasks))
-    if jobs < 2 or not can_fork():
+    if jobs < 2:
         yield from map(_one, tasks)
         return
-    with multiprocessing.get_context("fork").Pool(
+    with multiprocessing.get_context(start_method()).Pool(
         jobs, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         yield from pool.imap_unordered(_one, tasks)

@@ -185,9 +185,12 @@ def _space(space: Any) -> str:
 def print_evidence(console: Console, evidence: Any) -> None:
     """A claim's checks, one line each."""
     found = evidence if isinstance(evidence, dict) else evidence.to_dict()
+    name, took = f"{found['room']}/{found['part']}", f"{found['seconds']:.0f} s"
+    if found["quick"]:
+        console.print(f"{name}: runs, {took} (a quick run, which proves nothing)")
+        return
     mark = "[green]holds[/]" if found["holds"] else "[red]does not hold[/]"
-    quick = "  (quick run: proves nothing)" if found.get("quick") else ""
-    console.print(f"{found['room']}/{found['part']}: {mark} in {found['seconds']:.0f} s{quick}")
+    console.print(f"{name}: {mark}, {took}")
     for check in found["checks"]:
         sign = "[green]+[/]" if check["holds"] else "[red]-[/]"
         measured = "nan" if check["measured"] is None else f"{check['measured']:.4g}"

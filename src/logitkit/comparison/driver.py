@@ -63,7 +63,8 @@ def compare(
     seeds:    runs per recipe; seed s fixes initialisation, batch order and data split, the same for all.
     tune:     trials per recipe and seed over the search space of its parts, judged on validation only.
     metric:   what the ranking is by; the task's usual one by default.
-    jobs:     processes, by default one per core. The numbers do not depend on it.
+    jobs:     processes, by default one per core (one where processes cannot be forked: CUDA, macOS, Windows).
+              The numbers do not depend on it.
     store:    SQLite file or database URL with the results so far; `folder`/store.sqlite by default. Runs
               that it holds are not run again, and several machines may share it.
     folder:   where checkpoints, models and the winner go.
@@ -78,8 +79,8 @@ def compare(
     keys = [r.key for r in plan.runs]
     shared = Store(url)
     if not set(keys) <= shared.finished():
-        if jobs > 1 and can_fork():
-            _run_forked(plan, url, folder, jobs, watch)
+        if jobs > 1:
+            _run_processes(plan, url, folder, jobs, watch)
         else:
             _run_here(plan, shared, folder, watch)
     records = shared.results(keys)
@@ -89,17 +90,16 @@ def compare(
     return Comparison(plan, records, command or "logitkit.compare(...)", winner)
 
 
-def can_fork() -> bool:
-    """Whether worker processes can be forked: cheap (torch is already imported), but not with a live CUDA
-    context, and not on Windows or macOS."""
-    return sys.platform == "linux" and not torch.cuda.is_available()
+def start_method() -> str:
+    """How worker processes start: "fork", which costs nothing as torch and the data are in memory already,
+    or "spawn" where a forked process could not work (CUDA, macOS, Windows)."""
+    return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
 
 
 def _jobs(jobs: int | None, runs: int) -> int:
     if jobs is None:
-        return max(
-            1, min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, runs)
-        )
+        # spawned processes import the caller's script again, so they are used only when asked for
+        return min(len(os.sched_getaffinity(0)), runs) if start_method() == "fork" else 1
     if isinstance(jobs, bool) or jobs < 1:
         raise InputError(f"jobs={jobs} is not possible: expected a whole number of at least 1.")
     return min(jobs, runs)
@@ -133,11 +133,11 @@ def _work(plan: Plan, url: str | Path, folder: Path, errors: Any) -> None:
         raise SystemExit(1) from error
 
 
-def _run_forked(plan: Plan, url: str | Path, folder: Path, jobs: int, watch: Watcher | None) -> None:
-    """Run workers as forked processes, which start in milliseconds with torch and the data in memory."""
-    context = multiprocessing.get_context("fork")
+def _run_processes(plan: Plan, url: str | Path, folder: Path, jobs: int, watch: Watcher | None) -> None:
+    """Run workers as processes until nothing is left to do."""
+    context: Any = multiprocessing.get_context(start_method())
     errors = context.SimpleQueue()
-    # imported once here rather than in every worker
+    # What every worker needs, done once before they fork.
     import torchmetrics.functional.classification  # noqa: F401
 
     _ = plan.runs, plan.dataset.fingerprint

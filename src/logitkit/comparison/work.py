@@ -146,7 +146,9 @@ def search_space(recipe: Recipe) -> dict[str, Real | Whole | Choice]:
         card = card_of(slot, value.model_copy(update={"name": name}))
         if card is None or (slot == "loss" and value.name == "auto" and not _classifies(recipe)):
             continue
-        space |= {f"{slot}.{k}": s for k, s in card.search_space.items() if k not in value.kwargs}
+        # an optimiser's lr is the recipe's, which is in the space already
+        own = {k: s for k, s in card.search_space.items() if k not in value.kwargs and k != "lr"}
+        space |= {f"{slot}.{k}": s for k, s in own.items()}
     return space
 
 

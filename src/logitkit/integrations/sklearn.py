@@ -127,6 +127,6 @@ class LogitClassifier(ClassifierMixin, BaseEstimator):
         )
 
 
-def _tensor(X: NDArray[np.float64]) -> torch.Tensor:
-    # astype copies, so that a read-only array is never shared with a tensor
-    return torch.from_numpy(X.astype(np.float32))
+def _tensor(X: ArrayLike) -> torch.Tensor:
+    # a copy, so that a read-only array is never shared with a tensor
+    return torch.from_numpy(np.array(X, dtype=np.float32))
