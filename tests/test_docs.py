@@ -45,12 +45,14 @@ def test_every_part_has_its_own_test():
         assert (ROOT / "tests" / card.room / f"test_{card.name}.py").is_file(), f"{card.room}/{card.name}"
 
 
-def test_the_readmes_python_runs():
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+    assert "setosa" in capsys.readouterr().out
 
 
 def test_the_readmes_links_lead_somewhere():
