@@ -291,6 +291,8 @@ def test_what_cannot_work_is_said_before_training(prepared, settings, message):
         ({"loss": "ldr(lamb=1)"}, "no argument 'lamb'. Did you mean 'lam'"),
         ({"loss": "ldr(lam"}, "cannot read the part"),
         ({"head": "os:path"}, "your own code can be"),
+        ({"model": nn.Linear(2, 2)}, "give the class Linear or a function that builds one, not an instance"),
+        ({"model": lambda: nn.Linear(2, 2)}, "define it at the top level of a module"),
         ({"schedule": "cosin"}, "schedule='cosin' is not valid"),
     ],
 )

@@ -40,7 +40,17 @@ class PartSpec(BaseModel):
         function of the user's becomes the `module:attribute` it can be imported from."""
         if isinstance(text, PartSpec):
             return text
-        if callable(text) and hasattr(text, "__qualname__"):
+        if callable(text):
+            if not hasattr(text, "__qualname__"):
+                raise InputError(
+                    f"give the class {type(text).__name__} or a function that builds one, not an instance:"
+                    " every seed starts from a new one."
+                )
+            if "<" in text.__qualname__:
+                raise InputError(
+                    f"{text.__qualname__} cannot be found by name in another process: define it at the top"
+                    " level of a module."
+                )
             return cls(name=f"{text.__module__}:{text.__qualname__}")
         match = SPEC.match(text) if isinstance(text, str) else None
         if not match:
@@ -201,7 +211,11 @@ class Recipe(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(p) for p in first["loc"])
-            raise InputError(f"{where}={first['input']!r} is not valid: {first['msg'].lower()}.") from None
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, InputError):
+                raise InputError(f"{where}: {cause}") from None
+            why = first["msg"][0].lower() + first["msg"][1:]
+            raise InputError(f"{where}={first['input']!r} is not valid: {why}.") from None
         recipe.check_parts()
         return recipe
 
