@@ -1,0 +1,111 @@
+"""Numbers as a reader wants them: few digits, a real minus sign, a dash where there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NONE = "–"
+
+# metric or cost -> (name, unit, lowest and highest value it can take)
+QUANTITIES: dict[str, tuple[str, str, float, float]] = {
+    "accuracy": ("accuracy", "", 0.0, 1.0),
+    "balanced_accuracy": ("balanced accuracy", "", 0.0, 1.0),
+    "nll": ("negative log-likelihood", "nats", 0.0, math.inf),
+    "ece": ("calibration error", "", 0.0, 1.0),
+    "ood_auroc": ("out-of-distribution AUROC", "", 0.0, 1.0),
+    "noise_accuracy": ("accuracy under noise", "", 0.0, 1.0),
+    "rmse": ("RMSE", "", 0.0, math.inf),
+    "mae": ("mean absolute error", "", 0.0, math.inf),
+    "r2": ("R²", "", -math.inf, 1.0),
+    "noise_rmse": ("RMSE under noise", "", 0.0, math.inf),
+    "train_seconds": ("training time", "s", 0.0, math.inf),
+    "peak_memory_mb": ("peak memory", "MiB", 0.0, math.inf),
+    "parameters": ("parameters", "", 0.0, math.inf),
+}
+# narrow column headings; the names in full stand below the table
+SHORT = {
+    "balanced_accuracy": "balanced acc.", "nll": "NLL", "ece": "ECE", "ood_auroc": "OOD AUROC",
+    "noise_accuracy": "noise acc.", "mae": "MAE", "noise_rmse": "noise RMSE", "train_seconds": "time",
+    "peak_memory_mb": "memory", "parameters": "param.",
+}  # fmt: skip
+MEANING = {
+    "balanced_accuracy": "mean recall over classes",
+    "nll": "negative log-likelihood in nats",
+    "ece": "expected calibration error, 15 bins",
+    "ood_auroc": "how well the detector tells test rows from rows from elsewhere",
+    "noise_accuracy": "with noise of half a standard deviation on the inputs",
+    "noise_rmse": "with noise of half a standard deviation on the inputs",
+    "mae": "mean absolute error",
+    "train_seconds": "wall-clock training time of a run",
+    "peak_memory_mb": "peak memory of the process",
+    "parameters": "trained parameters",
+}
+COSTS = ("train_seconds", "peak_memory_mb", "parameters")
+
+
+def number(value: Any) -> float:
+    """A float; NaN for None, which is how JSON stores NaN."""
+    return math.nan if value is None else float(value)
+
+
+def name_of(key: str) -> str:
+    """A metric's or cost's name in words."""
+    return QUANTITIES[key][0] if key in QUANTITIES else key.replace("_", " ")
+
+
+def with_unit(key: str) -> str:
+    """Its name with the unit in brackets, if it has one."""
+    unit = QUANTITIES[key][1] if key in QUANTITIES else ""
+    return f"{name_of(key)} ({unit})" if unit else name_of(key)
+
+
+def bounds(key: str) -> tuple[float, float]:
+    """Lowest and highest value it can take."""
+    return QUANTITIES[key][2:] if key in QUANTITIES else (-math.inf, math.inf)
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Digits after the point that show a column of numbers to about three figures, the same for all."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    if largest == 0.0:
+        return 3
+    exponent = math.floor(math.log10(largest))
+    return min(8, max(0, 3 - exponent if exponent >= 0 else 2 - exponent))
+
+
+def text(value: float, places: int, sign: bool = False) -> str:
+    """`value` with `places` decimals and thousands separators; a dash for NaN."""
+    if not math.isfinite(value):
+        return NONE
+    if round(value, places) == 0:
+        value = 0.0
+    written = f"{value:{'+' if sign and value else ''},.{places}f}"
+    return written.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(low: float, high: float, places: int, sign: bool = False) -> str:
+    """`[low, high]`, or nothing when there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"[{text(low, places, sign)}, {text(high, places, sign)}]"
+
+
+def p_value(p: float) -> str:
+    """A p-value to two or three decimals."""
+    if not math.isfinite(p):
+        return NONE
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def count(n: int, one: str, many: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{n:,} {one if n == 1 else many}"
+
+
+def mean_of(means: Mapping[str, Any], key: str) -> float:
+    """One of a row's means; NaN when it has none."""
+    return number(means.get(key))
