@@ -201,6 +201,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
 
 
+def test_a_file_where_a_folder_must_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        save_state(tmp_path / "file" / "c.safetensors", {"step": 1})
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_stops_cleanly_and_says_how_to_go_on(tmp_path, jobs, stop):

@@ -5,6 +5,7 @@ Nothing is pickled: tensors go into the file's body, the structure as JSON into 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -62,7 +63,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder cannot be made there is nothing to remove
+            temporary.unlink()
         what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()
         raise InputError(f"cannot write {path}: {what}. What was there before is kept.") from error
 
