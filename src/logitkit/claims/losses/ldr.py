@@ -1,0 +1,82 @@
+"""005: under heavy label noise the adaptive LDR loss keeps what cross-entropy loses, and its temperatures
+tell which labels are wrong.
+
+Left open by the statement, settled before running:
+both networks named, a linear model and an MLP, must pass each check. Training is the authors' script: SGD
+with momentum 0.9, weight decay 5e-3, batches of 64, 100 epochs; the rate falls as a cosine, not in two steps.
+As in the paper lam0 is chosen from {0.1, 1, 10} by accuracy on the noisy validation rows, at the script's
+rate 0.01. Cross-entropy has no such parameter and chooses its rate from {0.001, 0.01, 0.1} in the same way.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from logitkit import data
+from logitkit.claims.base import Check, Trial, accuracy, claim, difference, over_seeds
+from logitkit.engine import Prepared, Recipe, Trainer
+from logitkit.engine.metrics import auroc
+from logitkit.losses.aldr import ALDRKL
+
+NETWORKS = {"linear": "linear", "MLP": "mlp(hidden=(128,))"}
+TRAINING = {"optimizer": "sgd(momentum=0.9)", "weight_decay": 5e-3, "batch_size": 64, "epochs": 100}
+
+
+@claim(
+    "losses",
+    "ldr",
+    statement="On digits with 60 % wrong labels ALDR-KL beats cross-entropy on clean test rows, costs nothing"
+    " without noise, and gives the mislabelled training rows the higher temperatures.",
+    seeds=range(5),
+    note="At the rate of the authors' script ALDR-KL still learns the wrong labels of 1078 rows by heart, while"
+    " cross-entropy may choose a rate too small for that; at 0.001 the MLP reached 87 and 91 % on two seeds, but"
+    " a linear model, which can memorise little, has nothing to win.",
+)
+def ldr(trial: Trial) -> list[Check]:
+    checks = []
+    for name, model in NETWORKS.items():
+        noisy = [trained(trial, seed, model, 0.6) for seed in trial.seeds]
+        clean = [trained(trial, seed, model, 0.0) for seed in trial.seeds]
+        lam = [temperatures(aldr) for aldr, _ in noisy]
+        checks += [
+            difference(
+                f"{name}, clean-test accuracy at 60 % label noise, points: ALDR-KL minus cross-entropy",
+                ">=", 5.0,
+                aldr=[tested(aldr) for aldr, _ in noisy], ce=[tested(ce) for _, ce in noisy],
+            ),
+            difference(
+                f"{name}, accuracy without noise, points: cross-entropy minus ALDR-KL", "<=", 1.5,
+                ce=[tested(ce) for _, ce in clean], aldr=[tested(aldr) for aldr, _ in clean],
+            ),
+            difference(
+                f"{name}, mean lam_i / lam0 at 60 % label noise: mislabelled minus correct training rows",
+                ">", 0.0,
+                mislabelled=[wrong for wrong, _, _ in lam], correct=[right for _, right, _ in lam],
+            ),
+            over_seeds(
+                f"{name}, AUROC of lam_i for telling mislabelled from correct training rows",
+                [area for _, _, area in lam], ">=", 0.75, {"aldr": [area for _, _, area in lam]},
+            ),
+        ]  # fmt: skip
+    return checks
+
+
+def trained(trial: Trial, seed: int, model: str, noise: float) -> tuple[Trainer, Trainer]:
+    """ALDR-KL and cross-entropy, each the best of three on the noisy validation rows."""
+    prepared = Prepared.of(data.split(data.load(f"digits+noise={noise}"), seed))
+    recipe = partial(Recipe.of, model=model, seed=seed, split_seed=seed, **TRAINING)
+    aldr = [recipe(loss=f"aldr(lam0={lam0})", lr=0.01) for lam0 in (0.1, 1.0, 10.0)]
+    ce = [recipe(loss="cross_entropy", lr=lr) for lr in (0.001, 0.01, 0.1)]
+    return trial.tuned(prepared, aldr), trial.tuned(prepared, ce)
+
+
+def tested(trainer: Trainer) -> float:
+    return accuracy(trainer.network, trainer.data.test)
+
+
+def temperatures(trainer: Trainer) -> tuple[float, float, float]:
+    """Mean lam_i / lam0 of mislabelled and of correct training rows, and the AUROC between them."""
+    loss = trainer.objective.losses[0]
+    assert isinstance(loss, ALDRKL)
+    lam, wrong = loss.lam / loss.lam0, trainer.data.train_set.extras["noisy"]
+    return lam[wrong].mean().item(), lam[~wrong].mean().item(), auroc(lam[~wrong], lam[wrong])
