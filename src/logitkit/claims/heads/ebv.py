@@ -4,8 +4,8 @@ Set by the entry: 200 classes of glyphs and 40 added later, a CNN, equal epochs,
 1-epoch fine-tuning against a re-initialised linear head, seeds 0-2, all thresholds.
 Left open, and chosen before the first run:
 - 40 images of each class at 20x20 pixels, another script for each seed, split once for all 240 classes, so
-  that no row of a test split was ever trained on; `cnn(width=16)`, 15 epochs in batches of 64: what leaves
-  the claim near two minutes on one core.
+  that no row of a test split was ever trained on; `cnn(width=16)`, 15 epochs in batches of 64: meant
+  for two minutes on one core, and five on a busy one.
 - Every EBV head is made for 240 classes (`generate_ebv(240, d)`) and first uses 200 of its vectors, as one
   does who expects more classes. It makes the packing a little tighter than 200 vectors need.
 - Learning rate: for every head the best of three on seed 0, by validation accuracy. Otherwise the recipe's
@@ -40,6 +40,9 @@ HEADS = {"linear": "linear", "ebv_200": "ebv(dim=200)", "ebv_64": "ebv(dim=64)"}
     statement="On 200 classes of glyphs, equiangular basis vectors are as accurate as a linear layer, also in"
     " 64 dimensions, and 40 more classes need no new parameters and one epoch.",
     seeds=range(3),
+    note="Only d = 64 falls short, probably because fixed vectors in no more dimensions than the network"
+    " has features leave no choice of which glyphs are close: on seed 0 it fits 97 % of the training rows but"
+    " 86 % of the validation rows.",
 )
 def ebv(trial: Trial) -> list[Check]:
     right: dict[str, list[float]] = {}

@@ -19,6 +19,7 @@ learned at all):
 - Refits: 128 normal inputs in 16 dimensions; eight times new targets from U(-1, 1) and 100 full-batch updates
   more of the same network and optimiser; error is the mean square over the targets' variance, after the
   eighth. Same network, rates and selection; 51 bins on [-1.2, 1.2].
+All of it takes four to nine minutes: three rates, three arms and ten seeds.
 Neither is a recipe (targets depend on the network, or change), hence the loops here.
 """
 
@@ -46,6 +47,10 @@ GOAL = 63
     statement="Fitted Q-iteration with noisy rewards reaches better policies with HL-Gauss than with squared"
     " error, and a network refitted to random targets again and again fits the last of them better.",
     seeds=range(10),
+    note="Noise that is drawn anew averages out under squared error at a low rate, and neither loss gains"
+    " from rates beyond the grid (1e-4 and 1e-2 on seeds 0-4); both fit the last random targets to 4 % of"
+    " their variance or better, so eight refits cost no capacity, and what is left only says that squared"
+    " error converges faster on noiseless targets.",
 )
 def histogram(trial: Trial) -> list[Check]:
     arms = {"hl_gauss": "hl_gauss", "mse": None, "two_hot": "two_hot"}

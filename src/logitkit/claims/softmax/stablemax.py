@@ -36,6 +36,10 @@ ADAM = "(eps=1e-25)"
     statement="On modular addition, float32 cross-entropy learns the training pairs, collapses and does not"
     " generalise; StableMax, or PerpGrad with cross-entropy, generalises without weight decay.",
     seeds=range(3),
+    note="The learning rate is a tenth of the authors', and 8000 steps are too few for it: with theirs (0.01,"
+    " second beta 0.99) PerpGrad passes 96 % of seed 0's test pairs in 300 steps, while at 0.001 the median"
+    " margin under cross-entropy is 9 nats after 1500 steps and grows like the logarithm of their number,"
+    " where float32 collapses at 17.",
 )
 def stablemax(trial: Trial) -> list[Check]:
     ce = [curve(trial, seed, optimizer=f"adam{ADAM}") for seed in trial.seeds]
