@@ -16,6 +16,7 @@ from logitkit import InputError, data
 from logitkit.comparison import driver, make_plan
 from logitkit.comparison.work import search_space, with_parameters
 from logitkit.engine import Recipe
+from logitkit.engine.checkpoint import load_state
 
 SMALL = {"data": "digits+limit=400", "model": "mlp(hidden=(16,))", "epochs": 3, "seeds": 2}
 
@@ -68,6 +69,16 @@ def test_spawned_processes_work_where_forking_cannot(tmp_path, monkeypatch):
     assert driver._jobs(None, 8) == 1
     result = logitkit.compare(loss=["ce", "focal"], jobs=2, folder=tmp_path, **SMALL)
     assert {row.runs for row in result.ranking} == {2}
+
+
+def test_splits_are_stored_with_the_results(tmp_path):
+    result = logitkit.compare(loss=["ce", "focal"], jobs=1, folder=tmp_path, **SMALL)
+    for record in result.records.values():
+        stored = load_state(tmp_path / record["split"]["file"])
+        expected = data.split(data.load(SMALL["data"]), record["seed"]).index
+        assert {part: rows.tolist() for part, rows in stored.items()} == {
+            part: rows.tolist() for part, rows in expected.items()
+        }
 
 
 def test_adding_an_arm_runs_only_that_arm(tmp_path):

@@ -58,25 +58,26 @@ def verify(
     quick: bool = False,
     jobs: int = 1,
     folder: Path | None = None,
-    watch: Callable[[Evidence], None] | None = None,
+    watch: Callable[[Evidence, int, int], None] | None = None,
 ) -> list[Evidence]:
     """Run the claims of the named parts and rooms, or all of them.
 
     quick:  first seed and a small budget; shows that the experiments run and proves nothing.
     jobs:   claims at once, as processes.
     folder: write `<room>/<part>.json` there.
-    watch:  called with each piece of evidence as it comes.
+    watch:  called with each piece of evidence as it comes, how many there are now, and of how many.
     """
     if isinstance(jobs, bool) or jobs < 1:
         raise InputError(f"jobs={jobs} is not possible: expected a whole number of at least 1.")
+    claims = select(names)
     found = []
-    for evidence in _run([(c, quick) for c in select(names)], jobs):
+    for evidence in _run([(c, quick) for c in claims], jobs):
         found.append(evidence)
         if folder is not None:
             path = folder / evidence.room / f"{evidence.part}.json"
             write_atomically(path, (json.dumps(finite(evidence.to_dict()), indent=1) + "\n").encode())
         if watch is not None:
-            watch(evidence)
+            watch(evidence, len(found), len(claims))
     return found
 
 

@@ -144,7 +144,7 @@ def verify(
         quick=quick,
         jobs=jobs,
         folder=None if quick else evidence,
-        watch=lambda e: print_evidence(out, e),
+        watch=lambda evidence, done, total: print_evidence(out, evidence, f"[{done}/{total}] "),
     )
 
 

@@ -182,10 +182,10 @@ def _space(space: Any) -> str:
     return f"[{space.low:g}, {space.high:g}]" + (" log" if space.log else "")
 
 
-def print_evidence(console: Console, evidence: Any) -> None:
-    """A claim's checks, one line each."""
+def print_evidence(console: Console, evidence: Any, progress: str = "") -> None:
+    """A claim's checks, one line each, after a word on how far the verification is."""
     found = evidence if isinstance(evidence, dict) else evidence.to_dict()
-    name, took = f"{found['room']}/{found['part']}", f"{found['seconds']:.0f} s"
+    name, took = f"{escape(progress)}{found['room']}/{found['part']}", f"{found['seconds']:.0f} s"
     if found["quick"]:
         console.print(f"{name}: runs, {took} (a quick run, which proves nothing)")
         return

@@ -16,6 +16,7 @@ import optuna
 from logitkit import data
 from logitkit.comparison.plan import Plan, Run
 from logitkit.comparison.store import Store
+from logitkit.engine.checkpoint import save_state
 from logitkit.engine.recipe import SLOTS, Recipe, card_of
 from logitkit.engine.run import RunResult, run
 from logitkit.engine.train import Prepared, Progress
@@ -58,12 +59,18 @@ class Worker:
             raise
         self._keep_model(task, result)
         value = result.metrics.get(self.plan.metric)
-        self.store.finish(task.key, value, _record(task, recipe, tuned, result))
+        record = _record(task, recipe, tuned, result)
+        record["split"] = {"seed": task.seed, "file": split_file(Path(), self.plan, task.seed).as_posix()}
+        self.store.finish(task.key, value, record)
         self._checkpoint(task.key).unlink(missing_ok=True)
 
     def _split(self, seed: int) -> Prepared:
         if seed not in self._prepared:
-            self._prepared[seed] = Prepared.of(data.split(self.plan.dataset, seed))
+            split = data.split(self.plan.dataset, seed)
+            path = split_file(self.folder, self.plan, seed)
+            if not path.is_file():
+                save_state(path, dict(split.index))
+            self._prepared[seed] = Prepared.of(split)
             if len(self._prepared) > 2:
                 self._prepared.popitem(last=False)
         return self._prepared[seed]
@@ -130,6 +137,12 @@ class Worker:
         )
         for key in [worse] if worse else scores:
             shutil.rmtree(self.folder / "models" / key, ignore_errors=True)
+
+
+def split_file(folder: Path, plan: Plan, seed: int) -> Path:
+    """Where the rows of train, val and test of a seed are kept: `load_state` gives their positions in the
+    data whose fingerprint the name begins with."""
+    return folder / "splits" / f"{plan.dataset.fingerprint[:16]}-seed{seed}.safetensors"
 
 
 def search_space(recipe: Recipe) -> dict[str, Real | Whole | Choice]:
