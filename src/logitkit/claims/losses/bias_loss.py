@@ -44,9 +44,9 @@ class CompactCNN(CNN):
     statement="With 30 % of the training images washed out and labelled at random, a compact network is"
     " better with the bias loss, which trusts those images less; without them it is no different.",
     seeds=range(5),
-    note="The loss does find the washed-out images (mean weight 0.31, and 0.30 is the least), but as v is relative"
-    " to the most diverse image of the batch the others have only 0.41; and leaving the washed-out images out"
-    " altogether would win no more than 1.5 points.",
+    note="The loss does find the washed-out images (mean weight 0.31, and 0.30 is the least), but as v is"
+    " relative to the most diverse image of the batch the others have only 0.41; and leaving the washed-out"
+    " images out altogether would win no more than 1.5 points.",
 )
 def bias_loss(trial: Trial) -> list[Check]:
     source = data.load(f"shapes:n={trial.few(2500, 500)},size=24")
