@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from logitkit import InputError, data, load
+from logitkit.data.base import seeded
 from logitkit.engine import Diverged, Prepared, Recipe, Trainer, run
 from logitkit.engine.train import forward
 
@@ -37,7 +38,7 @@ def test_it_is_the_bare_loop(prepared):
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     x, y = prepared.train
     for epoch in range(3):
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed((3 << 32) + epoch))
+        order = torch.randperm(len(y), generator=seeded("order", 3, epoch))
         for rows in order.split(64):
             loss = nn.functional.cross_entropy(twin(x[rows]), y[rows])
             optimizer.zero_grad()
@@ -45,6 +46,15 @@ def test_it_is_the_bare_loop(prepared):
             optimizer.step()
     for ours, theirs in zip(trained.state_dict().values(), twin.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_batch_order_differs_between_seeds_and_between_epochs(prepared):
+    orders = {
+        tuple(Trainer(make(seed=seed), prepared)._order(epoch).tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
 
 
 @pytest.mark.parametrize(

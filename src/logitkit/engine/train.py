@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from logitkit import catalog
 from logitkit.data import Dataset, Preprocessor, Split
+from logitkit.data.base import seeded
 from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rng_state
 from logitkit.engine.network import Network, Shape, build_network, locate
 from logitkit.engine.objective import Batch, Objective, build_objective
@@ -233,8 +234,9 @@ class Trainer:
 
     def _order(self, epoch: int) -> Tensor:
         """The order of the rows in `epoch`: a function of seed and epoch alone, so that it can be resumed."""
-        generator = torch.Generator().manual_seed((self.recipe.seed << 32) + epoch)
-        return torch.randperm(len(self._y), generator=generator).to(self._y.device)
+        return torch.randperm(len(self._y), generator=seeded("order", self.recipe.seed, epoch)).to(
+            self._y.device
+        )
 
     def _end_of_epoch(self) -> None:
         progress = self.progress
