@@ -171,7 +171,7 @@ def print_part(console: Console, name: str, evidence: Path = Path("evidence")) -
             print_evidence(console, json.loads(file.read_text()))
         elif not card.reference:
             console.print(
-                f"\nNo evidence here yet: `logitkit verify {card.companion_of or card.name}` makes it.",
+                f"\nNo evidence in {evidence}/ yet: `logitkit verify {card.companion_of or card.name}` makes it.",
                 style="dim",
             )
 

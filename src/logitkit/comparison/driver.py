@@ -80,6 +80,7 @@ def compare(
     shared = Store(url)
     if not set(keys) <= shared.finished():
         if jobs > 1:
+            shared.disconnect()
             _run_processes(plan, url, folder, jobs, watch)
         else:
             _run_here(plan, shared, folder, watch)

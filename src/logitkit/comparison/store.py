@@ -147,6 +147,11 @@ class Store:
         for key in list(self._beating):
             self.release(key)
 
+    def disconnect(self) -> None:
+        """Close the connections, which a forked process must not share; the next use opens new ones."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
     def finished(self) -> set[str]:
         """Keys that have a result."""
         return {t.user_attrs["key"] for t in self._trials()}
