@@ -170,9 +170,9 @@ def print_part(console: Console, name: str, evidence: Path = Path("evidence")) -
             console.print()
             print_evidence(console, json.loads(file.read_text()))
         elif not card.reference:
+            main = card.companion_of or card.name
             console.print(
-                f"\nNo evidence in {evidence}/ yet: `logitkit verify {card.companion_of or card.name}` makes it.",
-                style="dim",
+                f"\nNo evidence in {evidence}/ yet: `logitkit verify {main}` makes it.", style="dim"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import sys
@@ -149,8 +150,8 @@ def _run_processes(plan: Plan, url: str | Path, folder: Path, jobs: int, watch: 
         store = Store(url)
         keys = [r.key for r in plan.runs]
         while any(w.is_alive() for w in workers):
-            for worker in workers:
-                worker.join(0.25 / jobs)
+            # half a second between looks: reading the store takes time that the workers could train in
+            multiprocessing.connection.wait([w.sentinel for w in workers if w.is_alive()], timeout=0.5)
             if watch is not None:
                 watch(Status(plan, store.results(keys), store.running()))
     finally:

@@ -32,8 +32,8 @@ TRAINING = {"optimizer": "sgd(momentum=0.9)", "weight_decay": 5e-3, "batch_size"
     " without noise, and gives the mislabelled training rows the higher temperatures.",
     seeds=range(5),
     note="In the MLP ALDR-KL wins 3.8 points under noise, short of 5, and its temperatures do find the wrong"
-    " labels; a linear model can learn few wrong labels by heart, so there is little to win, and on normalised"
-    " scores at lam0 = 10 it probably still needs more than 100 epochs without noise.",
+    " labels; a linear model can learn few wrong labels by heart, so there is little to win, and on"
+    " normalised scores at lam0 = 10 it probably needs more than 100 epochs without noise.",
 )
 def ldr(trial: Trial) -> list[Check]:
     checks = []
