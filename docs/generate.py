@@ -1,6 +1,6 @@
 """Write the pages that follow from the code: `parts.md` from the cards, `evidence.md` from the evidence.
 
-    python docs/generate.py            # or: make docs
+python docs/generate.py            # or: make docs
 """
 
 from __future__ import annotations
