@@ -63,9 +63,8 @@ def test_compact_network_is_compact_and_lets_contrast_through() -> None:
 
 def test_tuned_takes_the_best_on_validation_and_passes_over_what_diverges() -> None:
     trial, prepared = Trial(seeds=(0,)), Prepared.of(data.split(data.load("iris"), 0))
-    good, slow, burst = (
-        Recipe.of(model="linear", optimizer="sgd", lr=lr, epochs=5) for lr in (0.1, 1e-9, 1e38)
-    )
+    good, slow = (Recipe.of(model="linear", optimizer="sgd", lr=lr, epochs=5) for lr in (0.1, 1e-9))
+    burst = Recipe.of(model="mlp(hidden=(8,))", optimizer="sgd", lr=1e30, epochs=5)  # layers multiply to inf
     assert trial.tuned(prepared, [burst, slow, good]).recipe == good
     with pytest.raises(Diverged):
         trial.tuned(prepared, [burst, burst])
