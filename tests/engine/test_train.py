@@ -105,11 +105,13 @@ def test_resuming_from_a_checkpoint_changes_nothing(prepared, tmp_path, settings
 def test_early_stopping_keeps_the_best_weights(prepared):
     trainer = Trainer(make(epochs=60, lr=0.03, patience=2), prepared)
     network = trainer.run()
-    scores = [p["val_score"] for p in trainer.progress.curve]
+    scores = [(p["val_accuracy"], -p["val_nll"]) for p in trainer.progress.curve]
     assert len(scores) < 60
     assert max(scores) == scores[-3]
-    accuracy = (forward(network, prepared.val[0]).argmax(1) == prepared.val[1]).double().mean()
-    assert accuracy.item() == max(scores)
+    outputs = forward(network, prepared.val[0])
+    accuracy = (outputs.argmax(1) == prepared.val[1]).double().mean().item()
+    nll = nn.functional.cross_entropy(outputs.double(), prepared.val[1]).item()
+    assert (accuracy, -nll) == max(scores)
 
 
 def test_schedules_end_where_they_should(prepared):

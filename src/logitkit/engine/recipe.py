@@ -165,8 +165,8 @@ class Recipe(BaseModel):
     epochs, steps, seconds: the budget; `steps` or `seconds` replaces `epochs`.
     clip:         largest gradient norm, or None.
     precision:    "no" (float32), "bf16" or "fp16" autocast.
-    patience:     stop after so many epochs without a better validation score and keep the best weights;
-                  None trains to the end and keeps the last.
+    patience:     stop after so many epochs without a better validation score (ties: likelihood) and keep the
+                  best weights; None trains to the end and keeps the last.
     calibrate:    post-hoc chain, fitted on the validation split.
     detect:       out-of-distribution detector, fitted on the training split.
     seed:         initialisation and batch order; `split_seed` the data split (None: the same number).

@@ -13,7 +13,7 @@ import torch
 from logitkit import data
 from logitkit.engine.predictor import Predictor
 from logitkit.engine.recipe import Recipe
-from logitkit.engine.train import Diverged, Prepared, Progress, Trainer, threads
+from logitkit.engine.train import Diverged, Prepared, Progress, Trainer, threads, validation_order
 
 
 @dataclass
@@ -92,7 +92,8 @@ def run(
 
 
 def _best(progress: Progress) -> dict[str, float]:
-    return dict(max(progress.curve, key=lambda point: point["val_score"]))
+    best = max(progress.curve, key=validation_order)
+    return dict(best)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
-    best: float = -math.inf
+    best: tuple[float, float] = (-math.inf, -math.inf)
     best_state: dict[str, Tensor] | None = None
     since_best: int = 0
     loss_sum: float = 0.0
@@ -248,8 +248,8 @@ class Trainer:
         progress.loss_sum, progress.loss_count = 0.0, 0
         progress.curve.append(point)
         if self.recipe.patience is not None:
-            if point["val_score"] > progress.best:
-                progress.best, progress.since_best = point["val_score"], 0
+            if (score := validation_order(point)) > progress.best:
+                progress.best, progress.since_best = score, 0
                 progress.best_state = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
             else:
                 progress.since_best += 1
@@ -272,6 +272,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
         set_rng_state(state["rng"])
+
+
+def validation_order(point: dict[str, float]) -> tuple[float, float]:
+    """What early stopping compares: the validation score, and among equal accuracies, which are common with
+    few validation rows, the likelihood."""
+    return point["val_score"], -point.get("val_nll", 0.0)
 
 
 @contextmanager
