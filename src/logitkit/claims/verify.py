@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import pkgutil
 import platform
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,10 +87,21 @@ def _run(tasks: list[tuple[Claim, bool]], jobs: int) -> Iterator[Evidence]:
     if jobs < 2:
         yield from map(_one, tasks)
         return
-    with multiprocessing.get_context(start_method()).Pool(
-        jobs, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    pool = multiprocessing.get_context(start_method()).Pool(jobs, initializer=_in_worker)
+    try:
         yield from pool.imap_unordered(_one, tasks)
+        pool.close()
+    except BaseException:
+        pool.terminate()
+        raise
+    finally:
+        pool.join()
+
+
+def _in_worker() -> None:
+    """A worker is stopped by its parent: Ctrl-C, which reaches both, is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _one(task: tuple[Claim, bool]) -> Evidence:

@@ -184,7 +184,12 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except Stopped:
-        err.print("Stopped. Finished runs are kept; the same command goes on from here.")
+        resumes = sys.argv[1:2] == ["compare"]
+        err.print(
+            "Stopped. Finished runs are kept; the same command goes on from here."
+            if resumes
+            else "Stopped. What is finished is kept."
+        )
         sys.exit(130)
 
 
