@@ -109,13 +109,14 @@ def _jobs(jobs: int | None, runs: int) -> int:
 
 def _run_here(plan: Plan, store: Store, folder: Path, watch: Watcher | None) -> None:
     keys = [r.key for r in plan.runs]
+    last = 0.0
 
     def listen(task: Run, progress: Progress) -> None:
-        if watch is not None and progress.step and time.monotonic() - listen.last > 0.5:  # type: ignore[attr-defined]
-            listen.last = time.monotonic()  # type: ignore[attr-defined]
+        nonlocal last
+        if watch is not None and time.monotonic() - last > 0.5:
+            last = time.monotonic()
             watch(Status(plan, store.results(keys), store.running()))
 
-    listen.last = 0.0  # type: ignore[attr-defined]
     try:
         Worker(plan, store, folder, listen).work()
     finally:
