@@ -22,7 +22,7 @@ LAYERS = [
     set(ROOMS),
     {"catalog", "data"},
     {"engine"},
-    {"comparison", "claims", "report"},
+    {"comparison", "claims", "report", "bench"},
     {"integrations", "cli"},
     {"__main__"},
 ]

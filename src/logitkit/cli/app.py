@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,6 +147,37 @@ def verify(
         folder=None if quick else evidence,
         watch=lambda evidence, done, total: print_evidence(out, evidence, f"[{done}/{total}] "),
     )
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks to run; all by default.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where the numbers go, as JSON.")] = Path("logitkit-bench"),
+    memory: Annotated[
+        bool, typer.Option(help="Also measure peak memory, each arm in its own process.")
+    ] = True,
+    names_only: Annotated[bool, typer.Option("--list", help="Only list the benchmarks.")] = False,
+) -> None:
+    """Time logitkit's kernels against every peer that is installed, on this machine.
+
+    pip install logitkit[bench] installs the peers.
+    """
+    from logitkit import bench as benchmarks
+    from logitkit.cli.terminal import print_benchmark_case
+
+    if names_only:
+        for name in benchmarks.names():
+            out.print(f"{name:24s}{(benchmarks.find(name).__doc__ or '').splitlines()[0]}")
+        return
+    for name in names or benchmarks.names():
+        benchmarks.find(name)
+    for name in names or benchmarks.names():
+        result = benchmarks.run(name, memory=memory, watch=partial(print_benchmark_case, out, name))
+        if result["absent"]:
+            out.print(f"Not installed: {', '.join(result['absent'])} (pip install logitkit\\[bench])")
+        out.print(f"Numbers: {benchmarks.save(result, folder)}", soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)

@@ -198,3 +198,26 @@ def print_evidence(console: Console, evidence: Any, progress: str = "") -> None:
         console.print(f"  {sign} {said}", soft_wrap=True)
     if found.get("note"):
         console.print(f"    {escape(found['note'])}", soft_wrap=True, style="dim")
+
+
+def print_benchmark_case(console: Console, benchmark: str, case: dict[str, Any]) -> None:
+    """The arms of one case, fastest first, and what became of its goals."""
+    table = Table("arm", title=f"{benchmark}: {case['case']}", title_justify="left")
+    for column in ("median ms", "ratio to ours", "extra MiB"):
+        table.add_column(column, justify="right")
+    times = case["median_ms"]
+    ours = times.get("ours", next(iter(times.values())))
+    for arm, ms in sorted(times.items(), key=lambda item: item[1]):
+        extra = case["extra_mib"].get(arm)
+        table.add_row(arm, f"{ms:,.2f}", f"{ms / ours:.3g}", "" if extra is None else f"{extra:,.0f}")
+    console.print(table)
+    for name, value in case["values"].items():
+        console.print(f"  {name}: {value:.3g}", markup=False)
+    for goal in case["goals"]:
+        word = "[green]met[/]" if goal["met"] else "[red]not met[/]"
+        measured = "failed" if goal["measured"] is None else f"{goal['measured']:.3g}"
+        console.print(f"  {word}: {escape(goal['goal'])}; measured {measured}")
+    if case["others"] > 0.2:
+        console.print(
+            f"  [yellow]Other processes used {case['others']:.1f} cores: run it again when it is quiet.[/]"
+        )

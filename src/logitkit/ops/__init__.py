@@ -9,11 +9,14 @@ from logitkit.ops.checks import (
     check_regression,
     values_visible,
 )
+from logitkit.ops.dispatch import KernelWarning, use
 from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
 from logitkit.ops.random import draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
+from logitkit.ops.temperature import fit_temperature
 
 __all__ = [
+    "KernelWarning",
     "check_batch",
     "check_features",
     "check_labels",
@@ -24,9 +27,11 @@ __all__ = [
     "comp_sum",
     "draw_normal",
     "draw_uniform",
+    "fit_temperature",
     "log1mexp",
     "log_odds_against",
     "reduce",
     "row_weights",
+    "use",
     "values_visible",
 ]

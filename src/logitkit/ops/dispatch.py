@@ -1,0 +1,100 @@
+"""Which implementation of an op runs: the plain torch reference, the CPU kernel, or the Triton kernel.
+
+Every op with kernels is a package: `reference.py` reads like the formula, `cpu.py` and `triton.py` define the
+same functions with the same signatures, and `__init__.py` holds the public function, which checks its input
+and asks `implementation` for the module to call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from types import ModuleType, TracebackType
+
+from torch import Tensor
+
+NAMES = ("reference", "cpu", "triton")
+
+
+# OpenMP's threads do not survive a fork, and using them after it ends the process.
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = "numba" in sys.modules
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class KernelWarning(UserWarning):
+    """A kernel was asked for and could not run; the reference ran in its place."""
+
+
+class use:
+    """Make every op use one implementation: `use("reference")`, `use("cpu")` or `use("triton")`.
+
+    Takes effect at once and for the whole process; as a context manager, until the end of the block.
+    `use(None)` gives the choice back to the ops. An op that has no such implementation for its input warns
+    (`KernelWarning`) and runs its reference.
+
+    Raises: ValueError for another name.
+    """
+
+    forced: str | None = None
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None and name not in NAMES:
+            raise ValueError(f"the implementation must be one of {NAMES} or None, got {name!r}.")
+        self.previous = use.forced
+        use.forced = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        use.forced = self.previous
+
+
+def implementation(
+    op: str, like: Tensor, *, cpu: bool | str = "it has none", triton: bool | str = "it has none"
+) -> ModuleType:
+    """The module `logitkit.ops.<op>.<name>` to call for an input such as `like`.
+
+    `cpu` and `triton` say what the op's kernels make of this input: True, it can take it and is faster;
+    False, it can but plain torch is faster; a string, why it cannot. What `use` forces is run wherever it can
+    be.
+    """
+    offers: dict[str, bool | str] = {"cpu": cpu, "triton": triton}
+    if like.device.type != "cpu" and cpu in (True, False):
+        offers["cpu"] = f"the tensors are on {like.device.type}"
+    if like.device.type != "cuda" and triton in (True, False) and os.environ.get("TRITON_INTERPRET") != "1":
+        offers["triton"] = f"the tensors are on {like.device.type}"
+    if _forked and cpu in (True, False):
+        offers["cpu"] = "this process was forked from one whose threads it does not have"
+    name = use.forced
+    if name is None:
+        name = next((n for n, offer in offers.items() if offer is True), "reference")
+    elif isinstance(reason := offers.get(name), str):
+        _warn(op, name, reason)
+        name = "reference"
+    try:
+        return importlib.import_module(f"logitkit.ops.{op}.{name}")
+    except ImportError as error:
+        if name == "reference":
+            raise
+        _warn(op, name, str(error))
+        return importlib.import_module(f"logitkit.ops.{op}.reference")
+
+
+def _warn(op: str, name: str, reason: str) -> None:
+    warnings.warn(
+        f"logitkit.ops.{op} cannot use its {name} kernel here ({reason}); the plain torch form runs instead.",
+        KernelWarning,
+        stacklevel=4,
+    )
