@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from logitkit.ops.kernels import FINITE, exp64, kernel
+from logitkit.ops.kernels import SUMS, exp64, kernel, largest
 
 # Rows in one turn of the parallel loop.
 ROWS = 256
 
 
-@kernel(FINITE)
+@kernel(SUMS)
 def _derivatives(z, y, beta):
     chunks = (z.shape[0] + ROWS - 1) // ROWS
     total = np.zeros((chunks, 3))
@@ -23,9 +23,7 @@ def _derivatives(z, y, beta):
         third = 0.0
         for i in range(chunk * ROWS, min((chunk + 1) * ROWS, z.shape[0])):
             row = z[i]
-            top = row[0]
-            for j in range(row.size):
-                top = max(top, row[j])
+            top = largest(row)
             s0 = 0.0
             s1 = 0.0
             s2 = 0.0
