@@ -13,6 +13,7 @@ from logitkit.ops.dispatch import KernelWarning, use
 from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
 from logitkit.ops.random import draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
+from logitkit.ops.softmax import log_softmax, logsumexp, softmax
 from logitkit.ops.temperature import fit_temperature
 
 __all__ = [
@@ -30,8 +31,11 @@ __all__ = [
     "fit_temperature",
     "log1mexp",
     "log_odds_against",
+    "log_softmax",
+    "logsumexp",
     "reduce",
     "row_weights",
+    "softmax",
     "use",
     "values_visible",
 ]

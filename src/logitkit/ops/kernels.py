@@ -165,7 +165,8 @@ def exp64(x):
 def largest(row):
     """The largest number of a non-empty float32 or float64 row, none of them NaN.
 
-    Compared as integers in the same order: a float maximum does not vectorise in Numba, and takes ten times as long.
+    Compared as integers in the same order: a float maximum does not vectorise in Numba, and takes ten times
+    as long.
     """
     raise NotImplementedError("only to be called from a kernel")
 

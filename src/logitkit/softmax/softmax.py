@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from logitkit import ops
 from logitkit.ops import check_positive
 from logitkit.registry import Real, part
 from logitkit.softmax.base import Normalizer, check_scores
@@ -13,7 +13,7 @@ from logitkit.softmax.base import Normalizer, check_scores
 
 def softmax(x: Float[Tensor, "..."], dim: int = -1, temperature: float = 1.0) -> Float[Tensor, "..."]:
     """exp(x_i / T) / sum_j exp(x_j / T) along `dim`; see `Softmax`."""
-    return torch.softmax(check_scores(x, dim) / temperature, dim).to(x.dtype)
+    return ops.softmax(check_scores(x, dim) / temperature, dim).to(x.dtype)
 
 
 @part(
@@ -49,7 +49,7 @@ class Softmax(Normalizer):
 
     def log(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log p, in at least float32."""
-        return torch.log_softmax(check_scores(x, self.dim) / self.temperature, self.dim)
+        return ops.log_softmax(check_scores(x, self.dim) / self.temperature, self.dim)
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return softmax(x, self.dim, self.temperature)
