@@ -13,6 +13,7 @@ import sys
 import warnings
 from types import ModuleType, TracebackType
 
+import torch
 from torch import Tensor
 
 NAMES = ("reference", "cpu", "triton")
@@ -62,14 +63,23 @@ class use:
 
 
 def implementation(
-    op: str, like: Tensor, *, cpu: bool | str = "it has none", triton: bool | str = "it has none"
+    reference: ModuleType,
+    like: Tensor,
+    *,
+    cpu: bool | str = "it has none",
+    triton: bool | str = "it has none",
 ) -> ModuleType:
-    """The module `logitkit.ops.<op>.<name>` to call for an input such as `like`.
+    """The module to call for an input such as `like`: the op's `reference`, or `cpu` or `triton` beside it.
 
     `cpu` and `triton` say what the op's kernels make of this input: True, it can take it and is faster;
     False, it can but plain torch is faster; a string, why it cannot. What `use` forces is run wherever it can
     be.
     """
+    if isinstance(reference, str):  # TODO(remove): callers that still pass the name
+        reference = importlib.import_module(f"logitkit.ops.{reference}.reference")
+    if torch.compiler.is_compiling():
+        return reference  # which the compiler can see into
+    op = reference.__name__.rsplit(".", 2)[1]
     offers: dict[str, bool | str] = {"cpu": cpu, "triton": triton}
     if like.device.type != "cpu" and cpu in (True, False):
         offers["cpu"] = f"the tensors are on {like.device.type}"
@@ -83,13 +93,13 @@ def implementation(
     elif isinstance(reason := offers.get(name), str):
         _warn(op, name, reason)
         name = "reference"
+    if name == "reference":
+        return reference
     try:
         return importlib.import_module(f"logitkit.ops.{op}.{name}")
     except ImportError as error:
-        if name == "reference":
-            raise
         _warn(op, name, str(error))
-        return importlib.import_module(f"logitkit.ops.{op}.reference")
+        return reference
 
 
 def _warn(op: str, name: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from logitkit.ops.checks import check_labels, check_logits
 from logitkit.ops.dispatch import implementation
+from logitkit.ops.temperature import reference
 
 # The temperature stays within this factor of the logits' own spread.
 LIMIT = 100.0
@@ -40,7 +41,7 @@ def fit_temperature(logits: Float[Tensor, "batch classes"], target: Int[Tensor, 
     """
     z = check_logits(logits.detach()).contiguous()
     target = check_labels(target, z.shape[0], z.shape[1]).contiguous()
-    kernel = implementation("temperature", z, cpu=True)
+    kernel = implementation(reference, z, cpu=True)
     scale = kernel.spread(z)
     if not scale < float("inf"):
         bad = int((~torch.isfinite(z)).sum())
