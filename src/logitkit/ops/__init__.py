@@ -9,6 +9,17 @@ from logitkit.ops.checks import (
     check_regression,
     values_visible,
 )
+from logitkit.ops.contrastive import (
+    all_triplets,
+    decoupled_softmax,
+    info_nce,
+    labelled_nt_xent,
+    multi_similarity,
+    nt_xent,
+    sigmoid_contrastive,
+    supervised_contrastive,
+    weighted_contrastive,
+)
 from logitkit.ops.dispatch import KernelWarning, use
 from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
 from logitkit.ops.random import draw_normal, draw_uniform
@@ -18,6 +29,7 @@ from logitkit.ops.temperature import fit_temperature
 
 __all__ = [
     "KernelWarning",
+    "all_triplets",
     "check_batch",
     "check_features",
     "check_labels",
@@ -26,16 +38,24 @@ __all__ = [
     "check_reduction",
     "check_regression",
     "comp_sum",
+    "decoupled_softmax",
     "draw_normal",
     "draw_uniform",
     "fit_temperature",
+    "info_nce",
+    "labelled_nt_xent",
     "log1mexp",
     "log_odds_against",
     "log_softmax",
     "logsumexp",
+    "multi_similarity",
+    "nt_xent",
     "reduce",
     "row_weights",
+    "sigmoid_contrastive",
     "softmax",
+    "supervised_contrastive",
     "use",
     "values_visible",
+    "weighted_contrastive",
 ]
