@@ -21,6 +21,13 @@ from logitkit.ops.contrastive import (
     weighted_contrastive,
 )
 from logitkit.ops.dispatch import KernelWarning, use
+from logitkit.ops.linear_loss import (
+    linear_comp_sum,
+    linear_cross_entropy,
+    linear_distillation,
+    linear_ldr,
+    linear_nkd,
+)
 from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
 from logitkit.ops.random import draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
@@ -44,6 +51,11 @@ __all__ = [
     "fit_temperature",
     "info_nce",
     "labelled_nt_xent",
+    "linear_comp_sum",
+    "linear_cross_entropy",
+    "linear_distillation",
+    "linear_ldr",
+    "linear_nkd",
     "log1mexp",
     "log_odds_against",
     "log_softmax",
