@@ -430,10 +430,10 @@ def test_runs_and_their_mask_agree():
     expected = labels[2:5, None] == labels
     expected[[0, 1, 2], [2, 3, 4]] = False
     assert mask.equal(expected)
-    assert runs.count().equal(expected.sum(1))
+    assert runs.counts().equal(expected.sum(1))
     sparse = torch.tensor([[0, 0, 2], [1, 2, 0]])
     assert listed(sparse, 4).mask(3).nonzero().T.equal(sparse)
-    assert listed(sparse, 4).count().tolist() == [2, 0, 1, 0]
+    assert listed(sparse, 4).counts().tolist() == [2, 0, 1, 0]
 
 
 @pytest.mark.parametrize(

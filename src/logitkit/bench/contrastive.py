@@ -51,9 +51,9 @@ def _step(loss: Loss, x: Tensor, labels: Tensor) -> Tensor:
     return value.detach()
 
 
-def _three_products(x: Tensor) -> Arm:
-    """What no implementation can do without: similarities, and a gradient for either side."""
-    z = x.detach()
+def _three_products(x: Tensor, n: int) -> Arm:
+    """What no implementation can do without: n x n similarities, and a gradient for either side."""
+    z = x.detach()[:n].clone()
     rows = min(len(z), max(256, 2**20 // len(z)))
     strip, left, right = z.new_empty(rows, len(z)), torch.empty_like(z), torch.zeros_like(z)
 
@@ -146,11 +146,11 @@ def _dense_weighted(a: Tensor, b: Tensor) -> Tensor:
     return cost.diagonal().mean() - (push(far) + push(far.T)) / 2
 
 
-def _arms(n: int, losses: dict[str, Loss | None], check: bool, small: bool) -> Arms:
+def _arms(n: int, pairs: bool, losses: dict[str, Loss | None], check: bool, small: bool) -> Arms:
     x, labels = _inputs(64 if small else n)
     found = {name: loss for name, loss in losses.items() if loss is not None}
     run: dict[str, Arm] = {name: partial(_step, loss, x, labels) for name, loss in found.items()}
-    run["three products"] = _three_products(x)
+    run["three products"] = _three_products(x, len(x) // 2 if pairs else len(x))
 
     def values() -> dict[str, float]:
         gradients = {}
@@ -171,8 +171,9 @@ def _case(
     name: str, n: int, losses: Callable[[], dict[str, Loss | None]], goals: list[Goal], **options: int
 ) -> Case:
     check = "rounds" not in options
+    pairs = "pairs" in name
     memory = () if n > 10_000 else ("ours",)
-    return Case(name, lambda small: _arms(n, losses(), check, small), goals, memory=memory, **options)
+    return Case(name, lambda small: _arms(n, pairs, losses(), check, small), goals, memory=memory, **options)
 
 
 def cases() -> list[Case]:
@@ -243,8 +244,8 @@ def cases() -> list[Case]:
             [memory],
         ),
         _case(
-            "weighted (CACR), two views, 2048 samples",
-            4096,
+            "weighted (CACR), 1024 pairs",
+            2048,
             lambda: {
                 "ours": lambda x, _: weighted_contrastive(x.view(2, -1, WIDTH)),
                 "dense torch": _halves(_dense_weighted),

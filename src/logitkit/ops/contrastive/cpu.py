@@ -70,7 +70,6 @@ class _Strips(torch.autograd.Function):
         return *(None if g is None else g * scale for g in ctx.saved_tensors), None
 
 
-@torch.compiler.disable
 def _run(x: Tensor, y: Tensor, rows: Rows, bias: Tensor | None = None) -> Tensor:
     return _Strips.apply(x, y, bias, rows)
 
@@ -532,6 +531,5 @@ def _add_near(near: Tensor, flags: np.ndarray, gx: Tensor, gy: Tensor, x: Tensor
         gy.index_add_(0, j, pull, alpha=-1)
 
 
-@torch.compiler.disable
 def triplets(x, y, positives, margin):
     return _Triplets.apply(x, y, positives, margin)

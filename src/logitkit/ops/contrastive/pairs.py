@@ -19,7 +19,7 @@ class Positives(NamedTuple):
     stop: Int[Tensor, " runs"]
     own: Int[Tensor, " rows"]
 
-    def count(self) -> Int[Tensor, " rows"]:
+    def counts(self) -> Int[Tensor, " rows"]:
         """Number of positives of each row."""
         sizes = torch.cat([self.start.new_zeros(1), (self.stop - self.start).cumsum(0)])
         inside = self.own >= 0

@@ -39,7 +39,7 @@ def supervised(
 ) -> Float[Tensor, ""]:
     """sum_i w_i (log sum_{j != i} exp(s_ij) - mean_{p in P_i} s_ip) over rows with positives."""
     s = _similarities(x, y)
-    count = positives.count()
+    count = positives.counts()
     mean = (s * positives.mask(len(y))).sum(1) / count.clamp(min=1)
     terms = _logsumexp(s, ~positives.own_mask(len(y))) - mean
     return (weight * torch.where(count > 0, terms, 0)).sum()
