@@ -27,7 +27,7 @@ __all__ = ["Elementwise", "Normalized", "Power", "Sigmoid", "Softmax", "Softplus
 
 # Scores, and queries, from which blocks are faster than the reference, and than torch's softmax.
 PAYS = 2**16, 16
-PAYS_SOFTMAX = 2**18, 256
+PAYS_SOFTMAX = 2**21, 256
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -72,7 +72,8 @@ def attention(
     Pays: on a CPU in float32. Sigmoid and softmax take 0.55 to 0.65 times as long as torch's function from
     2,048 tokens on, forward and backward, softplus 0.8 times; memory grows with the tokens, not with their
     square. The softmax is torch's own function where that is faster: in half precision, in float64, on an
-    accelerator, for fewer than 256 queries and under `torch.compile`. Gradients of attn_mask need the whole
+    accelerator, for few or short
+    sequences and under `torch.compile`. Gradients of attn_mask need the whole
     matrix; a bias that is learned per head goes into the scores as one more dimension of query and key.
 
     Raises: ValueError for shapes that do not fit, other dtypes than floats, or an unknown weight.
@@ -100,8 +101,11 @@ def attention(
     many = all(n >= least for n, least in zip(size, PAYS, strict=True))
     with_gradient = attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled()
     if use.forced is None and isinstance(weight, Softmax):
+        # The backward's gain is larger.
+        trains = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        least_for_softmax = (PAYS_SOFTMAX[0] // (2 if trains else 1), PAYS_SOFTMAX[1])
         ours = (
-            all(n >= least for n, least in zip(size, PAYS_SOFTMAX, strict=True))
+            all(n >= least for n, least in zip(size, least_for_softmax, strict=True))
             and query.device.type == "cpu"
             and query.dtype == torch.float32
             and not with_gradient
@@ -134,7 +138,15 @@ def _blocks(
         mask_of = torch.arange(lead.numel()).view(lead).expand(*batch, heads).flatten().tolist()
         mask = mask.reshape(-1, *mask.shape[-2:])
     offer = "the mask needs a gradient" if with_gradient else many
-    kernel: ModuleType = implementation(reference, query, cpu=offer)
+    if type(weight) not in (Softmax, Sigmoid):
+        gpu: bool | str = "it has the softmax and the sigmoid only"
+    elif mask is not None:
+        gpu = "it takes no mask"
+    elif query.dtype == torch.float64 or max(query.shape[-1], value.shape[-1]) > 256:
+        gpu = "it takes no float64, and no dim above 256"
+    else:
+        gpu = query.is_cuda
+    kernel: ModuleType = implementation(reference, query, cpu=offer, triton=gpu)
     factor: float | Tensor = scale
     if type(weight).stretch is not Weight.stretch:
         visible = _visible(mask, causal, query.shape[-2], key.shape[-2], query.device)

@@ -106,20 +106,25 @@ class _Heads:
         step = _columns(len(self.heads))
         for j in range(0, keys, step):
             block = _Block(memory, len(self.heads), rows, slice(j, min(j + step, keys)), self.causal)
+            mask = self._mask(block)
+            if mask is not None and mask.dtype == torch.bool:
+                if not mask.any():
+                    continue
+                mask = None if mask.all() else mask
             torch.bmm(self.q[:, rows], self.k[:, block.keys].transpose(1, 2), out=block.scores)
-            if self.mask is not None:
-                self._hide(block)
+            if mask is not None and mask.dtype == torch.bool:
+                block.scores.masked_fill_(~mask, HIDDEN)
+            elif mask is not None:
+                block.scores.add_(mask)
             yield block
 
-    def _hide(self, block: _Block) -> None:
-        assert self.mask is not None
+    def _mask(self, block: _Block) -> Tensor | None:
         mask = self.mask
-        mask = mask if mask.shape[1] == 1 else mask[:, block.rows]
-        mask = mask if mask.shape[2] == 1 else mask[:, :, block.keys]
-        if mask.dtype == torch.bool:
-            block.scores.masked_fill_(~mask, HIDDEN)
-        else:
-            block.scores.add_(mask)
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask[:, block.rows]
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, block.keys]
+        return mask
 
 
 def _columns(heads: int) -> int:

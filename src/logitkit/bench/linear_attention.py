@@ -1,0 +1,131 @@
+"""Linear attention, elu + 1 features; 4 heads of 64, float32."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from logitkit.bench.base import Arm, Arms, Case, Goal
+from logitkit.ops import linear_attention, use
+
+PEERS = ()
+NOTE = """\
+"naive" is the formula in torch, elu(x) + 1 included, as it is for ours. flash-linear-attention runs on GPUs
+only. Where the non-causal forward pass misses 0.45 of naive, memory stands in the way: three inputs are read
+once and the result written, and the passes over rows of 64 numbers are short for vectors. Packing features row
+by row and in long pieces were both tried. The exponent is the slope of log time between 2,048 and 8,192
+tokens."""
+
+HEADS, DIM = 4, 64
+Make = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _inputs(n: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(1, HEADS, n, DIM, generator=g).requires_grad_() for _ in range(3)]
+
+
+def _naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return (q @ (k.transpose(-1, -2) @ v)) / (q @ k.sum(-2, keepdim=True).transpose(-1, -2))
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    weights = (q @ k.transpose(-1, -2)).tril()
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+def _ours(causal: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = linear_attention(q, k, v, is_causal=causal)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _reference(causal: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with use("reference"):
+        return _ours(causal, q, k, v)
+
+
+def _arm(make: Make, inputs: list[Tensor], backward: bool) -> Arm:
+    cotangent = torch.ones_like(inputs[2])
+
+    def forward() -> None:
+        with torch.no_grad():
+            make(*inputs)
+
+    def both() -> None:
+        for x in inputs:
+            x.grad = None
+        make(*inputs).backward(cotangent)
+
+    return both if backward else forward
+
+
+def _arms(n: int, causal: bool, backward: bool, small: bool) -> Arms:
+    inputs = _inputs(64 if small else n)
+    ours = partial(_ours, causal)
+    makes: dict[str, Make] = {
+        "ours": ours,
+        "plain torch, chunked": partial(_reference, causal),
+        "SDPA": partial(F.scaled_dot_product_attention, is_causal=causal),
+    }
+    if not causal:
+        makes["naive"] = _naive
+    elif n <= 2048:
+        makes["dense"] = _dense
+
+    def values() -> dict[str, float]:
+        few = [x[:, :1, :1024] for x in inputs]
+        exact = (_dense if causal else _naive)(*(x.double() for x in few))
+        found = {"error": float((ours(*few) - exact).detach().abs().max() / exact.detach().abs().max())}
+        if n == 8192:
+            times = {}
+            for length in (64, 256) if small else (2048, 8192):
+                arm = _arm(ours, _inputs(length), backward)
+                arm()
+                times[length] = statistics.median(_seconds(arm) for _ in range(15))
+            few_tokens, many = sorted(times)
+            found["exponent"] = math.log(times[many] / times[few_tokens]) / math.log(many / few_tokens)
+        return found
+
+    run = {name: _arm(make, inputs, backward) for name, make in makes.items()}
+    return Arms(run, leaves=inputs if backward else (), values=values)
+
+
+def _seconds(arm: Arm) -> float:
+    began = time.perf_counter()
+    arm()
+    return time.perf_counter() - began
+
+
+def cases() -> list[Case]:
+    found = []
+    for n in (2048, 8192):
+        for causal in (False, True):
+            for backward in (False, True):
+                goals = []
+                if n == 8192:
+                    goals.append(Goal("exponent", 1.1, unit="value"))
+                    if causal:
+                        goals.append(Goal("ours", 0.1, "SDPA"))
+                if not causal and not backward:
+                    goals.append(Goal("ours", 0.45, "naive"))
+                found.append(
+                    Case(
+                        f"n={n}"
+                        + (", causal" if causal else "")
+                        + (", forward and backward" if backward else ", forward"),
+                        partial(_arms, n, causal, backward),
+                        goals,
+                        memory=("ours", "SDPA") if causal else ("ours", "naive"),
+                    )
+                )
+    return found
