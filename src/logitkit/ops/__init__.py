@@ -1,5 +1,6 @@
 """Numerics shared by the rooms: input checks, reductions, random draws, and stable log-space functions."""
 
+from logitkit.ops.attention import attention
 from logitkit.ops.checks import (
     check_batch,
     check_features,
@@ -21,6 +22,7 @@ from logitkit.ops.contrastive import (
     weighted_contrastive,
 )
 from logitkit.ops.dispatch import KernelWarning, use
+from logitkit.ops.linear_attention import linear_attention
 from logitkit.ops.linear_loss import (
     linear_comp_sum,
     linear_cross_entropy,
@@ -37,6 +39,7 @@ from logitkit.ops.temperature import fit_temperature
 __all__ = [
     "KernelWarning",
     "all_triplets",
+    "attention",
     "check_batch",
     "check_features",
     "check_labels",
@@ -51,6 +54,7 @@ __all__ = [
     "fit_temperature",
     "info_nce",
     "labelled_nt_xent",
+    "linear_attention",
     "linear_comp_sum",
     "linear_cross_entropy",
     "linear_distillation",
