@@ -160,7 +160,7 @@ def test_the_number_of_threads_does_not_matter():
         (alone_grad,) = torch.autograd.grad(alone, x)
     finally:
         torch.set_num_threads(threads)
-    assert float(alone) == pytest.approx(float(value), rel=1e-6)
+    assert alone.item() == pytest.approx(value.item(), rel=1e-6)
     torch.testing.assert_close(alone_grad, grad, rtol=0, atol=1e-4 * float(grad.abs().max()))
 
 
