@@ -72,9 +72,10 @@ def attention(
     Pays: on a CPU in float32. Sigmoid and softmax take 0.55 to 0.65 times as long as torch's function from
     2,048 tokens on, forward and backward, softplus 0.8 times; memory grows with the tokens, not with their
     square. The softmax is torch's own function where that is faster: in half precision, in float64, on an
-    accelerator, for few or short
-    sequences and under `torch.compile`. Gradients of attn_mask need the whole
-    matrix; a bias that is learned per head goes into the scores as one more dimension of query and key.
+    accelerator, for few or short sequences and under `torch.compile`. On a GPU there is a kernel for the
+    sigmoid (and the softmax, when asked for) without a mask; it has not been timed. Gradients of attn_mask
+    need the whole matrix; a bias that is learned per head goes into the scores as one more dimension of
+    query and key.
 
     Raises: ValueError for shapes that do not fit, other dtypes than floats, or an unknown weight.
 
