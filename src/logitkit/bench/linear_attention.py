@@ -75,11 +75,12 @@ def _arms(n: int, causal: bool, backward: bool, small: bool) -> Arms:
     makes: dict[str, Make] = {
         "ours": ours,
         "plain torch, chunked": partial(_reference, causal),
-        "SDPA": partial(F.scaled_dot_product_attention, is_causal=causal),
     }
-    if not causal:
+    if causal:
+        makes["SDPA"] = partial(F.scaled_dot_product_attention, is_causal=True)
+    else:
         makes["naive"] = _naive
-    elif n <= 2048:
+    if causal and n <= 2048:
         makes["dense"] = _dense
 
     def values() -> dict[str, float]:
