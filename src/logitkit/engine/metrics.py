@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from logitkit.errors import InputError, nearest
+from logitkit.ops import calibration_error
 
 # metric -> whether more is better
 METRICS = {
@@ -36,8 +37,6 @@ def check_metric(metric: str | None, task: str) -> str:
 def classification(probabilities: Tensor, y: Tensor) -> dict[str, float]:
     """Accuracy, mean recall over the classes present, negative log-likelihood in nats, and expected
     calibration error (15 bins of equal width) of (batch, classes) probabilities."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(1)
     right = (predicted == y).double()
@@ -48,7 +47,7 @@ def classification(probabilities: Tensor, y: Tensor) -> dict[str, float]:
         "accuracy": right.mean().item(),
         "balanced_accuracy": recall[counts > 0].mean().item(),
         "nll": -probabilities.gather(1, y[:, None]).clamp(min=tiny).double().log().mean().item(),
-        "ece": multiclass_calibration_error(probabilities, y, classes, n_bins=BINS).item(),
+        "ece": calibration_error(probabilities, y, bins=BINS),
     }
 
 

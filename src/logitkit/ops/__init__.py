@@ -1,6 +1,7 @@
 """Numerics shared by the rooms: input checks, reductions, random draws, and stable log-space functions."""
 
 from logitkit.ops.attention import attention
+from logitkit.ops.calibration_error import calibration_error
 from logitkit.ops.checks import (
     check_batch,
     check_features,
@@ -33,6 +34,7 @@ from logitkit.ops.linear_loss import (
 from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
 from logitkit.ops.random import draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
+from logitkit.ops.soft_topk import soft_topk, soft_topk_threshold
 from logitkit.ops.softmax import log_softmax, logsumexp, softmax
 from logitkit.ops.temperature import fit_temperature
 
@@ -40,6 +42,7 @@ __all__ = [
     "KernelWarning",
     "all_triplets",
     "attention",
+    "calibration_error",
     "check_batch",
     "check_features",
     "check_labels",
@@ -69,6 +72,8 @@ __all__ = [
     "reduce",
     "row_weights",
     "sigmoid_contrastive",
+    "soft_topk",
+    "soft_topk_threshold",
     "softmax",
     "supervised_contrastive",
     "use",

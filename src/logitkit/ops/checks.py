@@ -18,11 +18,13 @@ def values_visible(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def check_logits(logits: Tensor, name: str = "logits", classes: int | None = None) -> Tensor:
+def check_logits(
+    logits: Tensor, name: str = "logits", classes: int | None = None, values: bool = True
+) -> Tensor:
     """Return (batch, classes) floating-point `logits`, in float32 if they came in half precision.
 
     Raises ValueError for another rank or dtype, an empty batch, fewer than 2 classes (or a class count
-    other than `classes`), or NaN.
+    other than `classes`), or NaN, which is not looked for without `values`.
     """
     if logits.ndim != 2:
         raise ValueError(f"{name} must have shape (batch, classes), got {tuple(logits.shape)}.")
@@ -38,7 +40,7 @@ def check_logits(logits: Tensor, name: str = "logits", classes: int | None = Non
         raise ValueError(f"{name} must have at least 2 classes, got shape {tuple(logits.shape)}.")
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     # A row's minimum is NaN exactly when the row holds one, and unlike a sum it cannot overflow.
-    if values_visible(logits) and math.isnan(logits.detach().amin().item()):
+    if values and values_visible(logits) and math.isnan(logits.detach().amin().item()):
         raise ValueError(f"{name} contain NaN; expected numbers.")
     return logits
 

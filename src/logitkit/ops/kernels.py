@@ -37,7 +37,9 @@ def kernel(fastmath: set[str] = SUMS) -> Callable[[Callable[..., Any]], Callable
     """
 
     def compile(function: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = numba.njit(parallel=True, nogil=True, cache=True, fastmath=fastmath)(function)
+        compiled = numba.njit(parallel=True, nogil=True, cache=True, fastmath=fastmath, error_model="numpy")(
+            function
+        )
 
         @functools.wraps(function)
         def run(*arguments: Any) -> Any:
@@ -47,6 +49,14 @@ def kernel(fastmath: set[str] = SUMS) -> Callable[[Callable[..., Any]], Callable
         return run
 
     return compile
+
+
+def inner(fastmath: set[str] = SUMS) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function that kernels call.
+
+    Division by zero gives inf or NaN, as in torch; Python's error would keep loops from vectorising.
+    """
+    return numba.njit(cache=True, fastmath=fastmath, error_model="numpy")
 
 
 f32 = np.float32
@@ -104,7 +114,7 @@ def pow2(n):
 
 
 @numba.njit(fastmath=EXACT, cache=True)
-def exp(x):
+def exp32(x):
     """exp of a float32, vectorised where Numba's own calls the C library number by number: within
     2.5e-7 of its value, about 0.13 ns per number on one AVX-512 core; 0 where that is below 2^-126, inf above
     3.4e38, NaN for NaN."""
@@ -141,9 +151,9 @@ _TAYLOR = tuple(1.0 / float(math.factorial(k)) for k in range(14))
 
 @numba.njit(fastmath=EXACT, cache=True)
 def exp64(x):
-    """exp of a float64 in [-700, 700] within 1e-15 of its value; clamped outside."""
-    x = -700.0 if x < -700.0 else x
-    x = 700.0 if x > 700.0 else x
+    """exp of a float64 within 1e-15 of its value; 0 below -708.8, inf above 709.4, NaN for NaN."""
+    x = -709.2 if x < -709.2 else x
+    x = 709.8 if x > 709.8 else x
     r = x * 1.4426950408889634 + _ROUND64
     n = r - _ROUND64
     t = (x - n * _LN2_HIGH64) - n * _LN2_LOW64
@@ -162,6 +172,17 @@ def exp64(x):
     return p * from_bits64((to_bits64(r) - _ROUND64_BITS + np.int64(1023)) << np.int64(52))
 
 
+def exp(x):
+    """`exp32` of a float32, `exp64` of a float64."""
+    raise NotImplementedError("only to be called from a kernel")
+
+
+@extending.overload(exp)
+def _exp(x):
+    of_type = exp64 if x == types.float64 else exp32
+    return lambda x: of_type(x)
+
+
 def largest(row):
     """The largest number of a non-empty float32 or float64 row, none of them NaN.
 
@@ -173,22 +194,31 @@ def largest(row):
 
 @extending.overload(largest)
 def _largest(row):
-    if row.dtype == types.float64:
+    ordered = _ordered_max64 if row.dtype == types.float64 else _ordered_max32
 
-        def of_float64(row):
-            top = np.int64(-(2**63))
-            for i in range(row.size):
-                bits = to_bits64(row[i])
-                top = max(top, bits ^ ((bits >> np.int64(63)) & np.int64(2**63 - 1)))
-            return from_bits64(top ^ ((top >> np.int64(63)) & np.int64(2**63 - 1)))
+    def of_row(row):
+        # The last numbers that do not fill the lanes are taken with some of those before them.
+        if row.size < 64:
+            return ordered(row)
+        top = ordered(row[: row.size // 64 * 64])
+        return max(top, ordered(row[row.size - 64 :]))
 
-        return of_float64
+    return of_row
 
-    def of_float32(row):
-        top = i32(-(2**31))
-        for i in range(row.size):
-            bits = to_bits(row[i])
-            top = max(top, i32(bits ^ (i32(bits >> i32(31)) & i32(2**31 - 1))))
-        return from_bits(i32(top ^ (i32(top >> i32(31)) & i32(2**31 - 1))))
 
-    return of_float32
+@numba.njit(fastmath=EXACT, cache=True)
+def _ordered_max32(row):
+    top = i32(-(2**31))
+    for i in range(row.size):
+        bits = to_bits(row[i])
+        top = max(top, i32(bits ^ (i32(bits >> i32(31)) & i32(2**31 - 1))))
+    return from_bits(i32(top ^ (i32(top >> i32(31)) & i32(2**31 - 1))))
+
+
+@numba.njit(fastmath=EXACT, cache=True)
+def _ordered_max64(row):
+    top = np.int64(-(2**63))
+    for i in range(row.size):
+        bits = to_bits64(row[i])
+        top = max(top, bits ^ ((bits >> np.int64(63)) & np.int64(2**63 - 1)))
+    return from_bits64(top ^ ((top >> np.int64(63)) & np.int64(2**63 - 1)))

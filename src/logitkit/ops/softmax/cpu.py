@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from logitkit.ops.kernels import EXACT, SUMS, exp, exp_parts, f32, i32, kernel, largest, pow2
+from logitkit.ops.kernels import EXACT, exp, exp_parts, f32, i32, inner, kernel, largest, pow2
 from logitkit.ops.softmax import reference
 
 # Elements in one turn of the parallel loop, and in one block.
@@ -30,13 +30,13 @@ REACH = 2_000_000
 TOO_LARGE = f32(2.0**100)
 
 
-@numba.njit(fastmath=EXACT, cache=True)
+@inner(EXACT)
 def _clamp(x):
     x = -LIMIT if x < -LIMIT else x
     return LIMIT if x > LIMIT else x
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _sum_over(x, top):
     """sum exp(x) 2^-top over one block; inf if an exponent is 128 or more above top."""
     s = f32(0)
@@ -47,7 +47,7 @@ def _sum_over(x, top):
     return s
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _largest_exponent(x):
     top = i32(-(2**30))
     for i in range(x.size):
@@ -56,7 +56,7 @@ def _largest_exponent(x):
     return top
 
 
-@kernel(SUMS)
+@kernel()
 def _sums(x, s, n):
     """Per turn of each row, the pair (s, n): sum exp(x) = s 2^n."""
     rows, columns = x.shape
@@ -98,7 +98,7 @@ def _write(x, scale, n, y):
             b[i] = m * k * pow2(e - top)
 
 
-@kernel(SUMS)
+@kernel()
 def _maxima(x, top):
     rows, columns = x.shape
     turns = top.shape[1]
@@ -108,7 +108,7 @@ def _maxima(x, top):
         top[r, c] = largest(x[r, c * TURN : min(columns, (c + 1) * TURN)])
 
 
-@kernel(SUMS)
+@kernel()
 def _sums_below(x, top, s):
     """Per turn, sum exp(x - top of the row)."""
     rows, columns = x.shape
@@ -127,7 +127,7 @@ def _sums_below(x, top, s):
         s[r, c] = total
 
 
-@kernel(SUMS)
+@kernel()
 def _online(x, top, s):
     """Per turn, the maximum and sum exp(x - maximum), in one reading: the sum so far is rescaled block by
     block."""
@@ -168,7 +168,7 @@ def _write_below(x, top, scale, y):
             b[i] = exp(a[i] - t) * k
 
 
-@kernel(SUMS)
+@kernel()
 def _dots(a, b, s):
     """Per turn, sum a b."""
     rows, columns = a.shape

@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from logitkit.ops.kernels import SUMS, exp64, kernel, largest
+from logitkit.ops.kernels import exp64, kernel, largest
 
 # Rows in one turn of the parallel loop.
 ROWS = 256
 
 
-@kernel(SUMS)
+@kernel()
 def _derivatives(z, y, beta):
     chunks = (z.shape[0] + ROWS - 1) // ROWS
     total = np.zeros((chunks, 3))
