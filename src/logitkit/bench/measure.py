@@ -75,9 +75,7 @@ def _measure_memory(case: Case, arm: str) -> float:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     arms = case.build(False)
-    gradients = [torch.zeros_like(x) for x in arms.leaves]
-    for g in gradients:
-        g.fill_(1.0)
+    gradients = [torch.ones_like(x) for x in arms.leaves]
     before = _peak()
     del gradients
     arms.run[arm]()
