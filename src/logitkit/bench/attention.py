@@ -20,8 +20,8 @@ run in oneDNN, at twice the rate of the library that SDPA calls (on a CPU where 
 float32, the softmax is SDPA itself), and a block of weights is made in one vectorised pass. Extra memory
 grows with the tokens: it is the result, sums of gradients, and 4 MiB of blocks forward, 8 backward. The
 forward pass at 2,048 tokens lies at 0.60 to 0.64, on the edge of its goal: half a block a row is wasted
-on a causal diagonal, and the Python around each block is not hidden. At 512 tokens the softmax is SDPA
-itself, and the ratio above 1 is the Python around it. Blocks of 256 rows and of 1 to 2 MiB were tried
+on a causal diagonal, and calls after a pause start cold. At 512 tokens the softmax is SDPA itself, and
+the ratio above 1 is thought to be the checks around it. Blocks of 256 rows and of 1 to 2 MiB were tried
 and are slower."""
 
 HEADS, DIM = 4, 64
