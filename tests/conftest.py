@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 # scipy reads this when it is first imported; without it scikit-learn skips one of its estimator checks
 os.environ["SCIPY_ARRAY_API"] = "1"
+if not torch.cuda.is_available():
+    # triton reads this when it is first imported; kernels for GPUs are then interpreted on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
 NO_SKIP = os.environ.get("LOGITKIT_NO_SKIP") == "1"
 
 

@@ -1,24 +1,12 @@
 """The GPU kernel of attention, run by Triton's interpreter on the CPU and on a GPU where there is one."""
 
-import os
-import sys
-
 import pytest
 import torch
-
-if "triton" not in sys.modules and not torch.cuda.is_available():
-    # The interpreter is chosen when triton is first imported.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from logitkit.ops import KernelWarning, attention, use
 from logitkit.ops.attention import Sigmoid
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="triton was imported without its interpreter",
-)
-pytest.importorskip("triton")
 
 
 def compare(q_shape, kv_shape, dv, weight, tol, dtype=torch.float32, **options):

@@ -7,15 +7,19 @@ and asks `implementation` for the module to call.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType, TracebackType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 NAMES = ("reference", "cpu", "triton")
 
 
@@ -75,16 +79,15 @@ def implementation(
     False, it can but plain torch is faster; a string, why it cannot. What `use` forces is run wherever it can
     be.
     """
-    if isinstance(reference, str):  # TODO(remove): callers that still pass the name
-        reference = importlib.import_module(f"logitkit.ops.{reference}.reference")
     if torch.compiler.is_compiling():
         return reference  # which the compiler can see into
     op = reference.__name__.rsplit(".", 2)[1]
     offers: dict[str, bool | str] = {"cpu": cpu, "triton": triton}
     if like.device.type != "cpu" and cpu in (True, False):
         offers["cpu"] = f"the tensors are on {like.device.type}"
-    if like.device.type != "cuda" and triton in (True, False) and os.environ.get("TRITON_INTERPRET") != "1":
-        offers["triton"] = f"the tensors are on {like.device.type}"
+    if like.device.type != "cuda" and triton in (True, False):
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # possible then, but slow
+        offers["triton"] = False if interpreted else f"the tensors are on {like.device.type}"
     if _forked and cpu in (True, False):
         offers["cpu"] = "this process was forked from one whose threads it does not have"
     name = use.forced
@@ -100,6 +103,22 @@ def implementation(
     except ImportError as error:
         _warn(op, name, str(error))
         return reference
+
+
+def untraced(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep `torch.compile` from looking into `function`: it runs as it is, between two compiled pieces.
+
+    For ops that save memory, which the compiler's form of the reference would not. `torch.compiler.disable` as
+    a decorator would import the compiler, a second's work, together with the op.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **keywords: Any) -> Result:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*arguments, **keywords)
+        return function(*arguments, **keywords)
+
+    return run
 
 
 def _warn(op: str, name: str, reason: str) -> None:

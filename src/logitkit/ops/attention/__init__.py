@@ -20,7 +20,7 @@ from logitkit.ops.attention.weights import (
     Softplus,
     Weight,
 )
-from logitkit.ops.dispatch import implementation, use
+from logitkit.ops.dispatch import implementation, untraced, use
 from logitkit.ops.gemm import onednn_keeps_float32
 
 __all__ = ["Elementwise", "Normalized", "Power", "Sigmoid", "Softmax", "Softplus", "Weight", "attention"]
@@ -118,7 +118,7 @@ def attention(
     return _blocks(query, key, value, attn_mask, causal, scale, weight, many, with_gradient)
 
 
-@torch.compiler.disable
+@untraced
 def _blocks(
     query: Tensor,
     key: Tensor,

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logitkit.ops.checks import values_visible
-from logitkit.ops.dispatch import implementation
+from logitkit.ops.dispatch import implementation, untraced
 from logitkit.ops.linear_loss import reference
 from logitkit.ops.linear_loss.layer import Layer
 
@@ -38,7 +38,7 @@ def _kernel(layer: Layer, teacher: Layer | None) -> ModuleType:
     return implementation(reference, layer.features, cpu=cpu)
 
 
-@torch.compiler.disable
+@untraced
 def statistics(
     layer: Layer,
     target: Int[Tensor, " batch"],
@@ -60,7 +60,7 @@ def statistics(
         return kernel.statistics(layer, target, scale, mix, teacher, filter_eps)
 
 
-@torch.compiler.disable
+@untraced
 def total(
     loss: Callable[..., Float[Tensor, " rows"]],
     layer: Layer,
