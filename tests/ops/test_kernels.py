@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from logitkit.ops.kernels import exp, largest
+from logitkit.ops.kernels import exp, largest, smallest
 
 
 @numba.njit
@@ -16,6 +16,11 @@ def exp_of(x, y):
 @numba.njit
 def largest_of(x):
     return largest(x)
+
+
+@numba.njit
+def smallest_of(x):
+    return smallest(x)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +45,12 @@ def test_exp_at_the_ends(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [1, 2, 15, 63, 64, 65, 100, 129, 1000])
-def test_the_largest_number(dtype, n):
+def test_the_largest_and_smallest_number(dtype, n):
     rng = np.random.default_rng(n)
     for shift in (-100, 0, 100):
         x = (rng.standard_normal(n) + shift).astype(dtype)
         assert largest_of(x) == x.max()
+        assert smallest_of(x) == x.min()
     for end in (0, n - 1, n // 2):
         x = np.full(n, -np.inf, dtype)
         assert largest_of(x) == -np.inf

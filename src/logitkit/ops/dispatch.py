@@ -108,8 +108,8 @@ def implementation(
 def untraced(function: Callable[..., Result]) -> Callable[..., Result]:
     """Keep `torch.compile` from looking into `function`: it runs as it is, between two compiled pieces.
 
-    For ops that save memory, which the compiler's form of the reference would not. `torch.compiler.disable` as
-    a decorator would import the compiler, a second's work, together with the op.
+    For ops that save memory, which the compiler's form of the reference would not. (As a decorator,
+    `torch.compiler.disable` would import the compiler, a second's work, together with the op.)
     """
 
     @functools.wraps(function)
@@ -119,6 +119,19 @@ def untraced(function: Callable[..., Result]) -> Callable[..., Result]:
         return function(*arguments, **keywords)
 
     return run
+
+
+def no_second_derivatives(op: str) -> None:
+    """Called first in the backward of a kernel that has none: refuse, where they are asked for.
+
+    `once_differentiable` would not do: it leaves gradients out of the graph without a word when what comes
+    from above needs none.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"the kernel of {op} has no second derivatives (create_graph=True);"
+            " logitkit.ops.use('reference') has them."
+        )
 
 
 def _warn(op: str, name: str, reason: str) -> None:

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from logitkit.ops.attention.weights import Normalized, Power, Sigmoid, Softmax, Softplus, Weight
+from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.gemm import fast_products
-from logitkit.ops.kernels import EXACT, SUMS, exp, from_bits, i32, kernel, to_bits
+from logitkit.ops.kernels import EXACT, SUMS, exp, from_bits, i32, inner, kernel, to_bits
 
 # Numbers in a block of scores: 4 MiB of float32, of which a forward holds one and a backward two.
 BLOCK = 2**20
@@ -258,12 +259,7 @@ def _flat(block: _Block) -> tuple[np.ndarray, int, int]:
     return _matrix(block.scores), block.shape[1], block.reach
 
 
-def _inner(fastmath: set[str]) -> Any:
-    # Numba's own rule for division, an exception for 0, would keep loops from vectorising.
-    return numba.njit(fastmath=fastmath, error_model="numpy", cache=True)
-
-
-@_inner(EXACT)
+@inner(EXACT)
 def _seen(row, rows, reach, keys):
     return min(keys, max(0, reach + row % rows))
 
@@ -300,13 +296,13 @@ _SIGN_OFF = i32(0x7FFFFFFF)
 _NONE = f32(-np.inf)
 
 
-@_inner(EXACT)
+@inner(EXACT)
 def _ordered(bits):
     """The bits of a float32 as an integer that is larger where the number is, and back."""
     return i32(bits ^ ((bits >> i32(31)) & _SIGN_OFF))
 
 
-@_inner(EXACT)
+@inner(EXACT)
 def _largest(x, top):
     # Of integers, since a maximum of floats does not vectorise.
     t = _ordered(to_bits(top))
@@ -316,7 +312,7 @@ def _largest(x, top):
     return from_bits(_ordered(t))
 
 
-@_inner(EXACT)
+@inner(EXACT)
 def _furthest(x, top):
     t = to_bits(top)
     for j in range(x.size):
@@ -325,7 +321,7 @@ def _furthest(x, top):
     return from_bits(i32(t))
 
 
-@_inner(EXACT)
+@inner(EXACT)
 def _softplus(x):
     """(softplus(x), sigmoid(x)) within 4e-7 of their values."""
     e = exp(-abs(x))
@@ -342,7 +338,7 @@ def _softplus(x):
     return (x if x > f32(0) else f32(0)) + log1p, unit if x > f32(0) else e * unit
 
 
-@_inner(EXACT)
+@inner(EXACT)
 def _raised(y, power):
     """y^power for a power of 0 to 31, with no loop that would keep the one around it from vectorising."""
     w = y if power & 1 else f32(1)
@@ -356,7 +352,7 @@ def _raised(y, power):
     return w * y if power & 16 else w
 
 
-@_inner(SUMS)
+@inner(SUMS)
 def _exp_row(x, top, power):
     total = f32(0)
     for j in range(x.size):
@@ -366,7 +362,7 @@ def _exp_row(x, top, power):
     return total
 
 
-@_inner(SUMS)
+@inner(SUMS)
 def _softplus_row(x, unit, power):
     total = f32(0)
     for j in range(x.size):
@@ -376,7 +372,7 @@ def _softplus_row(x, unit, power):
     return total
 
 
-@_inner(SUMS)
+@inner(SUMS)
 def _power_row(x, unit, power):
     total = f32(0)
     for j in range(x.size):
@@ -417,7 +413,7 @@ def _weigh(s, rows, reach, kind, power, peak, total, out):
         s[r, seen:] = f32(0)
 
 
-@_inner(SUMS)
+@inner(SUMS)
 def _exp_row_back(x, g, top, power, share, mean):
     for j in range(x.size):
         w = exp(power * (x[j] - top)) * share
@@ -425,7 +421,7 @@ def _exp_row_back(x, g, top, power, share, mean):
         g[j] = power * w * (g[j] - mean)
 
 
-@_inner(SUMS)
+@inner(SUMS)
 def _softplus_row_back(x, g, unit, power, share, mean):
     slope = f32(power) * unit * share
     for j in range(x.size):
@@ -436,7 +432,7 @@ def _softplus_row_back(x, g, unit, power, share, mean):
         g[j] = w * sigmoid * slope * (g[j] - mean)
 
 
-@_inner(SUMS)
+@inner(SUMS)
 def _power_row_back(x, g, unit, power, share, mean):
     slope = f32(power) * unit * share
     for j in range(x.size):
@@ -499,8 +495,8 @@ class _Attention(torch.autograd.Function):
         return result
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        no_second_derivatives("attention")
         query, key, value, mask, result = ctx.saved_tensors
         mask_of, causal, scale = ctx.settings
         want_q, want_k, want_v = ctx.needs_input_grad[:3]

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from logitkit.ops.attention.weights import Sigmoid, Weight
+from logitkit.ops.dispatch import no_second_derivatives
 
 _LOG2E = 1.4426950408889634
 
@@ -225,8 +226,8 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        no_second_derivatives("attention")
         q, k, v, out, log_total = ctx.saved_tensors
         numbers, settings, scale = ctx.settings
         grad = grad.contiguous()

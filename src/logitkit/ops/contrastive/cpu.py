@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitkit.ops.contrastive.pairs import no_second_derivatives
+from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.gemm import fast_products
-from logitkit.ops.kernels import EXACT, FINITE, SUMS, exp, kernel
+from logitkit.ops.kernels import EXACT, exp, inner, kernel, largest, smallest
 
 # Numbers in a strip, unless that makes it lower than LEAST rows, or higher than MOST.
 STRIP, LEAST, MOST = 2**20, 256, 512
@@ -26,9 +26,6 @@ FEW = 32
 f32 = np.float32
 _NONE = f32(-3.0e38)  # less than any similarity
 _CHUNK = 2048
-
-# Python's check for division by zero would keep a loop from vectorising.
-_DIVIDES = numba.njit(fastmath=SUMS, cache=True, error_model="numpy")
 
 # rows(strip, a, b, out): replace similarities of rows a..b by the derivatives of the loss; out[a:b] takes the
 # loss and a second sum of each row.
@@ -66,7 +63,7 @@ class _Strips(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
-        no_second_derivatives()
+        no_second_derivatives("contrastive losses")
         return *(None if g is None else g * scale for g in ctx.saved_tensors), None
 
 
@@ -78,16 +75,15 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [t.detach().contiguous().numpy() for t in tensors]
 
 
-@numba.njit(fastmath=FINITE, cache=True)
+@inner()
 def _top(row, sign):
     """The largest of sign * row."""
-    top = _NONE
-    for j in range(row.size):
-        top = max(top, sign * row[j])
-    return top
+    if row.size == 0:
+        return _NONE
+    return largest(row) if sign > f32(0) else -smallest(row)
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _sum(row):
     total = 0.0
     for a in range(0, row.size, _CHUNK):
@@ -99,7 +95,7 @@ def _sum(row):
     return total
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _exp(row, scale, shift):
     """row = exp(scale row - shift); its sum."""
     total = 0.0
@@ -114,14 +110,14 @@ def _exp(row, scale, shift):
     return total
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _times(row, factor):
     factor = f32(factor)
     for j in range(row.size):
         row[j] *= factor
 
 
-@_DIVIDES
+@inner()
 def _logistic(row, sign, shift, weight):
     """Sums of softplus(u) and of sigmoid(u), u = sign (row - shift); row = sign weight sigmoid(u)."""
     loss = 0.0
@@ -229,7 +225,7 @@ def supervised(x, y, positives, weight):
     return _run(x, y, rows)
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _log1p_sum(left, right, scale, base):
     """log(1 + sum exp(scale (s - base))) / |scale| over two pieces of a row, which become its derivatives."""
     sign = f32(1) if scale > 0 else f32(-1)
@@ -297,7 +293,7 @@ def sigmoid(x, y, bias, positives):
     return _run(x, y, rows, bias)
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _weigh(row, sharpness, top):
     """Sums of e and of e (s - top), e = exp(2 sharpness (s - top))."""
     total = 0.0
@@ -316,7 +312,7 @@ def _weigh(row, sharpness, top):
     return total, moment
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _weigh_slope(row, sharpness, top, mean, factor):
     for j in range(row.size):
         s = row[j] - top
@@ -350,7 +346,7 @@ def repulsion(x, y, own, sharpness):
     return _run(x, y, rows)
 
 
-@numba.njit(fastmath=EXACT, cache=True)
+@inner(EXACT)
 def _distances(row, x, y, square, squares):
     """row = |x - y_j|, given the products of x and y_j. Where that loses digits, from the differences."""
     near = 0
@@ -371,7 +367,7 @@ def _distances(row, x, y, square, squares):
     return near
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _closer(row, threshold, active):
     """How many of row are below the threshold and by how much in all; `active` counts them."""
     loss = 0.0
@@ -392,7 +388,7 @@ def _closer(row, threshold, active):
     return loss, count
 
 
-@numba.njit(fastmath=EXACT, cache=True)
+@inner(EXACT)
 def _search(row, thresholds, active, bucket, total):
     """Sort the negatives into the gaps between the thresholds; `active` is how many lie above each."""
     for j in range(row.size):
@@ -409,7 +405,7 @@ def _search(row, thresholds, active, bucket, total):
         total[low] += np.float64(row[j])
 
 
-@_DIVIDES
+@inner()
 def _slope(row, force):
     """row = force / row, 0 where the row is 0; minus its sum."""
     for j in range(row.size):
@@ -516,7 +512,7 @@ class _Triplets(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> Any:
-        no_second_derivatives()
+        no_second_derivatives("contrastive losses")
         gx, gy = ctx.saved_tensors
         need_x, need_y = ctx.needs_input_grad[:2]
         return gx * scale if need_x else None, gy * scale if need_y else None, None, None

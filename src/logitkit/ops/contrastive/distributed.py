@@ -9,7 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from logitkit.ops.contrastive.pairs import no_second_derivatives
+from logitkit.ops.dispatch import no_second_derivatives
 
 
 def sizes_of(x: Tensor, group: dist.ProcessGroup | None) -> tuple[int, list[int]]:
@@ -54,7 +54,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        no_second_derivatives()
+        no_second_derivatives("contrastive losses")
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient, group=ctx.group)
         return gradient.split(ctx.sizes)[dist.get_rank(ctx.group)], None, None
@@ -70,5 +70,5 @@ class _AddUp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        no_second_derivatives()
+        no_second_derivatives("contrastive losses")
         return gradient * ctx.ranks, None

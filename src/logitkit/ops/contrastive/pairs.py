@@ -67,12 +67,3 @@ def listed(pairs: Int[Tensor, "2 n"], rows: int) -> Positives:
     """Positives given as pairs (row, column), sorted and without repeats."""
     first = torch.searchsorted(pairs[0].contiguous(), torch.arange(rows + 1, device=pairs.device))
     return Positives(first, pairs[1], pairs[1] + 1, torch.full_like(first[1:], -1))
-
-
-def no_second_derivatives() -> None:
-    """Called in a backward pass whose result would be taken for a constant."""
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "this loss has no second derivatives on its CPU kernel or over a process group; "
-            'use logitkit.ops.use("reference") in one process.'
-        )

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.gemm import fast_products
-from logitkit.ops.kernels import SUMS, exp, f32, kernel
+from logitkit.ops.kernels import exp, f32, inner, kernel
 
 # Tokens in a chunk, within which the matrix of weights is made.
 CHUNK = 128
@@ -21,7 +22,7 @@ BLOCK = 2**20
 PIECE = 2048
 
 
-@numba.njit(fastmath=SUMS, error_model="numpy", cache=True)
+@inner()
 def _features(x, y, elu):
     if elu:
         for j in range(x.size):
@@ -240,8 +241,8 @@ class _Causal(torch.autograd.Function):
         return result, *last
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad, grad_matrix, grad_vector):
+        no_second_derivatives("linear_attention")
         query, key, value, result, below = ctx.saved_tensors
         normalize, elu = ctx.settings
         dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
@@ -334,8 +335,8 @@ class _Whole(torch.autograd.Function):
         return result, matrix, vector
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad, grad_matrix, grad_vector):
+        no_second_derivatives("linear_attention")
         query, key, value, matrix, vector, result, below = ctx.saved_tensors
         normalize, elu = ctx.settings
         dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.kernels import EXACT, exp, exp64, inner, kernel
 from logitkit.ops.soft_topk import reference
 
@@ -195,13 +196,6 @@ def _run(s: Tensor, k: Tensor, alpha: float, y: np.ndarray) -> np.ndarray:
     return t
 
 
-def _refuse_double_backward() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "the kernel of soft_topk has no second derivatives; use logitkit.ops.use('reference') for them."
-        )
-
-
 class _SoftTopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor, k: Tensor, alpha: float) -> Tensor:
@@ -213,7 +207,7 @@ class _SoftTopK(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        no_second_derivatives("soft_topk")
         (y,) = ctx.saved_tensors
         out = torch.empty_like(y)
         x = y.numpy()
@@ -231,7 +225,7 @@ class _Threshold(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        no_second_derivatives("soft_topk")
         (s,) = ctx.saved_tensors
         out = torch.empty_like(s)
         x = s.numpy()
