@@ -1,6 +1,7 @@
 """Numerics shared by the rooms: input checks, reductions, random draws, and stable log-space functions."""
 
 from logitkit.ops.attention import attention
+from logitkit.ops.binary_matmul import binary_matmul, pack_signs
 from logitkit.ops.calibration_error import calibration_error
 from logitkit.ops.checks import (
     check_batch,
@@ -42,6 +43,7 @@ __all__ = [
     "KernelWarning",
     "all_triplets",
     "attention",
+    "binary_matmul",
     "calibration_error",
     "check_batch",
     "check_features",
@@ -69,6 +71,7 @@ __all__ = [
     "logsumexp",
     "multi_similarity",
     "nt_xent",
+    "pack_signs",
     "reduce",
     "row_weights",
     "sigmoid_contrastive",
