@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from logitkit.ops.linear_loss.distributed import shard_of, shared
 from logitkit.ops.linear_loss.layer import checked, checked_class_weight, checked_labels
 from logitkit.ops.linear_loss.skeleton import reduced, reduced_rows, softplus
 from logitkit.ops.reduce import check_reduction
@@ -31,6 +33,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     return_lse: bool = False,
     return_z_loss: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Any:
     """`F.cross_entropy(features @ weight.T + bias, target)`, with gradients, without the matrix of logits.
 
@@ -72,11 +75,22 @@ def linear_cross_entropy(
     below its smallest number until a loss scale lifts them), the backward makes the logits again: a third
     more arithmetic. So does calling backward a second time.
 
+    group: the vocabulary is spread over the ranks of this process group. Each rank passes its own rows of the
+    weight, and of `bias` and `class_weight`, at least 2 of them and not necessarily as many as the others;
+    words are numbered through in order of rank. Features, targets (numbered over all ranks), token weights
+    and options are the same on all ranks, and each takes part in forward and backward. Each rank gets the
+    whole loss, the gradient of its own rows, and the gradient of the features summed over ranks: the same on
+    all, so it is not to be summed again. All options hold; a number as `filter_eps` is relative to the rank's
+    own words. Ranks exchange 3 numbers per token in the forward (5 with smoothing and class weights), and
+    the gradient of the features in the backward; nothing grows with the vocabulary. The logits are made
+    twice. Gradients of token weights are whole on every rank. No double backward.
+
     Pays: with vocabularies of 10,000 and more, in memory always, in time against every eager form. Plain
     torch runs below 4 MiB of logits and on devices without a kernel; float64 runs in plain torch. No double
     backward in the kernels: `with logitkit.ops.use("reference")`.
 
-    Raises: ValueError for shapes and dtypes that do not fit together, labels out of range, an empty batch.
+    Raises: ValueError for shapes and dtypes that do not fit together, labels out of range, an empty batch,
+    ranks whose features have different shapes.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025,
     arXiv:2411.09009.
@@ -93,16 +107,26 @@ def linear_cross_entropy(
             raise ValueError(f"shift needs features (..., time >= 2, d), got {tuple(features.shape)}.")
         features, target = features[..., :-1, :], target[..., 1:]
         token_weight = None if token_weight is None else token_weight[..., 1:]
+    shard = None
+    if group is not None:
+        shard = shard_of(features, weight, group)
+        features = shared(features, group)
     layer = checked(features, weight, bias, softcap)
-    y, counts = checked_labels(target, features.shape[:-1], layer, token_weight, ignore_index)
-    classes, of_class, of_label = weight.shape[0], None, torch.ones_like(counts)
+    classes = len(weight) if shard is None else shard.classes
+    y, counts = checked_labels(target, features.shape[:-1], layer, token_weight, ignore_index, classes)
+    of_class, of_label, total_weight = None, torch.ones_like(counts), float(classes)
     if class_weight is not None:
-        of_class = checked_class_weight(class_weight, classes)
-        of_label = of_class.to(counts)[y]
-    total_weight = float(classes if of_class is None else of_class.double().sum())
+        of_class = checked_class_weight(class_weight, len(weight)).to(counts)
+        here = y if shard is None else shard.labels(y)
+        inside = (here >= 0) & (here < len(of_class))
+        of_label = of_class[here.where(inside, 0)].where(inside, 0)
+        all_weights = of_class.sum()
+        if shard is not None:
+            of_label, all_weights = shard.sum(of_label), shard.sum(all_weights)
+        total_weight = float(all_weights)
     mix = None
     if label_smoothing:
-        mix = of_class if of_class is not None else torch.ones(classes, device=weight.device)
+        mix = of_class if of_class is not None else torch.ones(len(weight), device=weight.device)
     hard = (1 - label_smoothing) * of_label
     soft = label_smoothing / classes
 
@@ -123,6 +147,7 @@ def linear_cross_entropy(
         reduction,
         divisor,
         attached=return_lse or (accum_dtype is not None and features.dtype != accum_dtype),
+        shard=shard,
         mix=mix,
         filter_eps=filter_eps,
     )

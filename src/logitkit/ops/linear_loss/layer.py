@@ -75,8 +75,11 @@ def checked_labels(
     layer: Layer,
     token_weight: Tensor | None,
     ignore_index: int,
+    classes: int | None = None,
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Labels, 0 where ignored, and how much each row counts in float64: its `token_weight`, 0 if ignored.
+
+    classes: how many there are, where the layer has a part of them.
 
     Raises ValueError for shapes other than `shape`, or labels out of range.
     """
@@ -84,7 +87,7 @@ def checked_labels(
         raise ValueError(
             f"target must have shape {tuple(shape)} to match the features, got {tuple(target.shape)}."
         )
-    y = check_labels(target.reshape(-1), shape.numel(), layer.weight.shape[0], ignore_index)
+    y = check_labels(target.reshape(-1), shape.numel(), classes or layer.weight.shape[0], ignore_index)
     kept = y != ignore_index
     counts = kept.double()
     if token_weight is not None:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from logitkit.ops.checks import values_visible
 from logitkit.ops.dispatch import implementation, untraced
 from logitkit.ops.linear_loss import reference
+from logitkit.ops.linear_loss.distributed import Shard
 from logitkit.ops.linear_loss.layer import Layer
 
 # Below this many bytes of logits, plain torch is faster.
@@ -47,6 +48,7 @@ def statistics(
     mix: Float[Tensor, " classes"] | None = None,
     teacher: Layer | None = None,
     filter_eps: float | str | None = None,
+    shard: Shard | None = None,
 ) -> tuple[Float[Tensor, " batch"], ...]:
     """(rest, at, mixed) of each row in float64, differentiable in the layer: one product forward, three
     backward.
@@ -54,10 +56,14 @@ def statistics(
     target: labels; a label outside [0, classes) is no class, so that `rest` is over all of them and `at` 0.
     mix: v, the same for all rows. teacher: v_k = softmax over k != y of scale t_k, t the teacher's logits,
     and mixed = sum_k v_k (z_k - t_k); the teacher's own (rest, at) follow. Neither gets a gradient.
+    shard: layer and mix are this rank's part of the vocabulary; the statistics are those of the whole rows.
     """
     kernel = _kernel(layer, teacher)
+    if shard is not None:
+        target = shard.labels(target)
     with torch.autocast(layer.features.device.type, enabled=False):
-        return kernel.statistics(layer, target, scale, mix, teacher, filter_eps)
+        found = kernel.statistics(layer, target, scale, mix, teacher, filter_eps)
+    return found if shard is None else shard.merge(*found)
 
 
 @untraced
@@ -98,13 +104,15 @@ def reduced(
     divisor: Float[Tensor, ""],
     *,
     attached: bool = False,
+    shard: Shard | None = None,
     **options: Any,
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
     """The loss reduced, each row counting `counts` times and "mean" dividing by `divisor`; and the
     log-sum-exp of each row that counts, with its gradient if `attached`. In float64."""
     scale = options.get("scale", 1.0)
-    if reduction == "none" or attached or counts.requires_grad:
-        rest, at, *others = statistics(layer, target, **options)
+    # A chunk of whole rows would have to wait for the other ranks before it can be differentiated.
+    if reduction == "none" or attached or counts.requires_grad or shard is not None:
+        rest, at, *others = statistics(layer, target, shard=shard, **options)
         each = loss(rest, at, *others, *constants)
         return reduced_rows(each, counts, reduction, divisor), torch.logaddexp(rest, scale * at)
     share = counts / divisor.where(divisor != 0, divisor.new_ones(())) if reduction == "mean" else counts
