@@ -34,6 +34,9 @@ class Times:
     def median(self, arm: str) -> float:
         return statistics.median(self.seconds[arm])
 
+    def medians(self) -> list[float]:
+        return [self.median(arm) for arm in self.seconds]
+
     def ratio(self, arm: str, of: str) -> float:
         """Median over rounds of one arm's time over another's."""
         pairs = zip(self.seconds[arm], self.seconds[of], strict=True)

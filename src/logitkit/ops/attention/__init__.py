@@ -87,7 +87,8 @@ def attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) if x.dtype != torch.float64 else x for x in (query, key, value))
     batch = _check(query, key, value, enable_gqa)
-    query, key, value = (x.expand(*batch, *x.shape[-3:]) for x in (query, key, value))
+    if not query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
+        query, key, value = (x.expand(*batch, *x.shape[-3:]) for x in (query, key, value))
     shape = (*query.shape[:-1], key.shape[-2])
     if attn_mask is not None:
         attn_mask = _check_mask(attn_mask, shape, query)
@@ -242,6 +243,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> torch
             f"query, key and value must share a floating dtype, got {query.dtype}, {key.dtype}, "
             f"{value.dtype}."
         )
+    if query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
+        return query.shape[:-3]
     try:
         return torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
     except RuntimeError:

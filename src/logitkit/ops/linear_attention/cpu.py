@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numba
@@ -16,8 +17,8 @@ from logitkit.ops.kernels import exp, f32, inner, kernel
 
 # Tokens in a chunk, within which the matrix of weights is made.
 CHUNK = 128
-# Numbers in the weights, or the features, that are held at a time: 4 MiB of float32.
-BLOCK = 2**20
+# Numbers in the weights, or the features, that are held at a time: 2 MiB of float32.
+BLOCK = 2**19
 # Numbers in one turn of a loop over features.
 PIECE = 2048
 
@@ -134,8 +135,8 @@ def _pack_into(y: Tensor, x: Tensor, elu: bool) -> Tensor:
     return y
 
 
-class _Buffers:
-    """Memory by name, allocated once and used again for every stretch of tokens."""
+class _Buffers(threading.local):
+    """Memory by name, which each thread keeps: fresh memory costs more than a stretch's arithmetic."""
 
     def __init__(self) -> None:
         self.held: dict[str, Tensor] = {}
@@ -143,8 +144,12 @@ class _Buffers:
     def __call__(self, name: str, *shape: int) -> Tensor:
         size = torch.Size(shape).numel()
         if name not in self.held or self.held[name].numel() < size:
-            self.held[name] = torch.empty(size)
+            with torch.inference_mode(False):
+                self.held[name] = torch.empty(size)
         return self.held[name][:size].view(shape)
+
+
+_buffers = _Buffers()
 
 
 def _heads(x: Tensor, width: int) -> Iterator[slice]:
@@ -163,31 +168,28 @@ class _Stretch:
     """Some chunks of some heads: (heads * chunks, CHUNK, dim) features and values, and the states before each
     chunk."""
 
-    def __init__(
-        self, buffers: _Buffers, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor, vector: Tensor, elu: bool
-    ) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor, vector: Tensor, elu: bool) -> None:
         self.heads, self.tokens, self.dim = q.shape
         self.chunks = -(-self.tokens // CHUNK)
-        self.buffers = buffers
         self.q = self.pack("q", q, elu)
         self.k = self.pack("k", k, elu)
         self.v = self.pack("v", v)
         count = self.heads, self.chunks
         local = torch.bmm(
-            self.k.transpose(1, 2), self.v, out=buffers("states", len(self.k), self.dim, v.shape[2])
+            self.k.transpose(1, 2), self.v, out=_buffers("states", len(self.k), self.dim, v.shape[2])
         )
         self.matrices, self.matrix = _before(local.view(*count, self.dim, -1), matrix)
         self.vectors, self.vector = _before(self.k.sum(1).view(*count, self.dim), vector)
 
     def pack(self, name: str, x: Tensor, elu: bool = False) -> Tensor:
-        y = self.buffers(name, self.heads, self.chunks * CHUNK, x.shape[2])
+        y = _buffers(name, self.heads, self.chunks * CHUNK, x.shape[2])
         return _pack_into(y, x, elu).view(-1, CHUNK, x.shape[2])
 
     def unpack(self, x: Tensor) -> Tensor:
         return x.view(self.heads, self.chunks * CHUNK, *x.shape[2:])[:, : self.tokens]
 
     def products(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        return torch.bmm(a, b.transpose(1, 2), out=self.buffers(name, len(a), a.shape[1], b.shape[1]))
+        return torch.bmm(a, b.transpose(1, 2), out=_buffers(name, len(a), a.shape[1], b.shape[1]))
 
 
 def _before(local: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,23 +218,22 @@ class _Causal(torch.autograd.Function):
         below = query.new_empty(heads, n) if normalize else None
         last = torch.empty_like(matrix), torch.empty_like(vector)
         ctx.starts = []
-        buffers = _Buffers()
         with fast_products():
             for own in _heads(query, CHUNK * CHUNK):
                 state = matrix[own], vector[own]
                 for tokens in _stretches(n, own.stop - own.start):
                     ctx.starts.append(state)
-                    s = _Stretch(buffers, *(x[own, tokens] for x in (query, key, value)), *state, elu)
+                    s = _Stretch(*(x[own, tokens] for x in (query, key, value)), *state, elu)
                     weights = s.products("weights", s.q, s.k)
                     if normalize:
-                        part = buffers("below", *s.q.shape[:2])
+                        part = _buffers("below", *s.q.shape[:2])
                         _triangle_normalized(
                             weights.numpy(), s.q.numpy(), s.vectors.numpy(), part.numpy(), f32(eps)
                         )
                         below[own, tokens] = s.unpack(part)
                     else:
                         _triangle(weights.numpy())
-                    out = torch.bmm(s.q, s.matrices, out=buffers("out", *s.v.shape))
+                    out = torch.bmm(s.q, s.matrices, out=_buffers("out", *s.v.shape))
                     result[own, tokens] = s.unpack(out.baddbmm_(weights, s.v))
                     state = s.matrix, s.vector
                 last[0][own], last[1][own] = state
@@ -248,14 +249,13 @@ class _Causal(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
         grad_matrix, grad_vector = grad_matrix.clone(), grad_vector.clone()
         starts = iter(ctx.starts)
-        buffers = _Buffers()
         with fast_products():
             for own in _heads(query, CHUNK * CHUNK):
                 dm, dz = grad_matrix[own], grad_vector[own]
                 stretches = _stretches(query.shape[1], own.stop - own.start)
                 before = [next(starts) for _ in stretches]
                 for tokens, state in zip(reversed(stretches), reversed(before), strict=True):
-                    s = _Stretch(buffers, *(x[own, tokens] for x in (query, key, value)), *state, elu)
+                    s = _Stretch(*(x[own, tokens] for x in (query, key, value)), *state, elu)
                     count = s.heads, s.chunks
                     g = grad[own, tokens]
                     if normalize:
@@ -305,19 +305,18 @@ class _Whole(torch.autograd.Function):
         result = query.new_empty(heads, n, value.shape[2])
         below = query.new_empty(heads, n) if normalize else None
         matrix, vector = matrix.clone(), vector.clone()
-        buffers = _Buffers()
         with fast_products():
             for own in _heads(query, CHUNK * dim):
                 some = own.stop - own.start
                 step = max(CHUNK, BLOCK // (some * dim) // 2)
                 for t in range(0, key.shape[1], step):
                     k = key[own, t : t + step]
-                    phi = _pack_into(buffers("phi", *k.shape), k, elu)
+                    phi = _pack_into(_buffers("phi", *k.shape), k, elu)
                     matrix[own].baddbmm_(phi.transpose(1, 2), value[own, t : t + step])
                     vector[own] += phi.sum(1)
                 for t in range(0, n, step):
                     q = query[own, t : t + step]
-                    phi = buffers("phi", *q.shape)
+                    phi = _buffers("phi", *q.shape)
                     if normalize:
                         _pack_queries(
                             *_span(q),
@@ -341,7 +340,6 @@ class _Whole(torch.autograd.Function):
         normalize, elu = ctx.settings
         dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
         dm, dz = grad_matrix.clone(), grad_vector.clone()
-        buffers = _Buffers()
         _, n, dim = query.shape
         with fast_products():
             for own in _heads(query, CHUNK * dim):
@@ -350,7 +348,7 @@ class _Whole(torch.autograd.Function):
                 for t in range(0, n, step):
                     tokens = slice(t, t + step)
                     q, g = query[own, tokens], grad[own, tokens]
-                    phi = _pack_into(buffers("phi", *q.shape), q, elu)
+                    phi = _pack_into(_buffers("phi", *q.shape), q, elu)
                     if normalize:
                         g = g / below[own, tokens].unsqueeze(2)
                         shift = -(g * result[own, tokens]).sum(2, keepdim=True)
@@ -365,7 +363,7 @@ class _Whole(torch.autograd.Function):
                 for t in range(0, key.shape[1], step):
                     tokens = slice(t, t + step)
                     k = key[own, tokens]
-                    phi = _pack_into(buffers("phi", *k.shape), k, elu)
+                    phi = _pack_into(_buffers("phi", *k.shape), k, elu)
                     dv[own, tokens] = torch.bmm(phi, dm[own])
                     part = torch.bmm(value[own, tokens], dm[own].transpose(1, 2))
                     part += dz[own].unsqueeze(1)
