@@ -110,3 +110,13 @@ def test_on_a_terminal_the_ranking_is_live(tmp_path):
     assert "/6" in text  # the bar
     assert "no difference shown" in text.replace("\x1b[0m", "")
     assert "…" not in text.split("recipe")[-1], "the final table is cut"
+
+
+def test_bench_lists_its_benchmarks_and_refuses_an_unknown_one(tmp_path):
+    listed = command("bench", "--list", cwd=tmp_path).stdout
+    assert "temperature" in listed
+    assert "softmax" in listed
+    wrong = command("bench", "softmaxx", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "there is no benchmark 'softmaxx'. Did you mean 'softmax'" in wrong.stderr
+    assert not list(tmp_path.iterdir())

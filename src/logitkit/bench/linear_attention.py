@@ -88,7 +88,9 @@ def _arms(n: int, causal: bool, backward: bool, small: bool) -> Arms:
         if n == 8192:
             lengths = (64, 256) if small else (2048, 8192)
             arms = {length: _arm(ours, _inputs(length), backward) for length in lengths}
-            few_tokens, many = interleave({str(length): arm for length, arm in arms.items()}, 15).medians()
+            few_tokens, many = interleave(
+                {str(length): arm for length, arm in arms.items()}, 1 if small else 15
+            ).medians()
             found["exponent"] = math.log(many / few_tokens) / math.log(lengths[1] / lengths[0])
         return found
 
