@@ -33,14 +33,18 @@ from logitkit.ops.linear_loss import (
     linear_nkd,
 )
 from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
+from logitkit.ops.mutual_information import conditional_mutual_information, mutual_information
+from logitkit.ops.nms import nms, soft_nms
 from logitkit.ops.random import draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
 from logitkit.ops.soft_topk import soft_topk, soft_topk_threshold
 from logitkit.ops.softmax import log_softmax, logsumexp, softmax
+from logitkit.ops.spherical import SphericalOutput
 from logitkit.ops.temperature import fit_temperature
 
 __all__ = [
     "KernelWarning",
+    "SphericalOutput",
     "all_triplets",
     "attention",
     "binary_matmul",
@@ -53,6 +57,7 @@ __all__ = [
     "check_reduction",
     "check_regression",
     "comp_sum",
+    "conditional_mutual_information",
     "decoupled_softmax",
     "draw_normal",
     "draw_uniform",
@@ -70,11 +75,14 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "multi_similarity",
+    "mutual_information",
+    "nms",
     "nt_xent",
     "pack_signs",
     "reduce",
     "row_weights",
     "sigmoid_contrastive",
+    "soft_nms",
     "soft_topk",
     "soft_topk_threshold",
     "softmax",
