@@ -1,5 +1,6 @@
 """Which implementation runs, and what is said when another was asked for."""
 
+import subprocess
 import sys
 import warnings
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from logitkit.ops import KernelWarning, use
-from logitkit.ops.dispatch import implementation
+from logitkit.ops.dispatch import implementation, no_second_derivatives, untraced
 from logitkit.ops.temperature import reference
 
 
@@ -55,3 +56,46 @@ def test_a_kernel_that_does_not_import_warns(monkeypatch):
 def test_use_takes_only_known_names():
     with pytest.raises(ValueError, match="got 'fast'"):
         use("fast")
+
+
+def test_a_forked_child_runs_the_reference_instead_of_dying():
+    code = """
+import os, torch
+from logitkit.ops import soft_topk
+x = torch.randn(40, 50)
+here = soft_topk(x, 5)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if torch.allclose(soft_topk(x, 5), here, atol=1e-6) else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_code_that_is_kept_from_the_compiler_runs_as_it_is():
+    traced = []
+
+    @untraced
+    def sum_of(x):
+        traced.append(torch.compiler.is_compiling())
+        return torch.from_numpy(x.numpy().sum(keepdims=True))
+
+    compiled = torch.compile(lambda x: sum_of(x * 2) + 1, backend="eager")
+    assert compiled(torch.ones(3)) == 7
+    assert traced == [False]
+
+
+def test_second_derivatives_are_refused_only_where_they_are_asked_for():
+    with torch.no_grad():
+        no_second_derivatives("an op")
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="the kernel of an op has no second"):
+        no_second_derivatives("an op")
+
+
+def test_importing_ops_loads_neither_numba_nor_triton_nor_the_compiler():
+    heavy = ("numba", "triton", "torch._dynamo")
+    code = f"import sys, logitkit.ops; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
