@@ -143,7 +143,7 @@ def test_what_ranks_exchange_does_not_grow_with_the_vocabulary(shards):
 
 
 def test_what_does_not_fit_together_is_named_on_every_rank(shards):
-    expected = ["the same features", "at least 2 rows", "expected labels in", "no double backward"]
+    expected = ["the same features", "at least 2 rows", "expected labels in", "no second derivatives"]
     for shard in shards:
         assert len(shard["messages"]) == len(expected)
         for message, part in zip(shard["messages"], expected, strict=True):

@@ -24,7 +24,9 @@ twice, has four products where there were three and came out slower. In bfloat16
 also reads and writes the whole gradient of the weight; "one rounding" makes the logits twice instead and
 rounds that gradient once. "trained-like": logits of Zipf-like words with a loss of 2.9 nats. The default
 filter, which may only leave out what changes the features' gradient by less than a rounding, finds
-nothing to leave out there. The threshold of Cut Cross-Entropy, 2^-12, is an approximation."""
+nothing to leave out there. The threshold of Cut Cross-Entropy, 2^-12, is an approximation.
+These are figures of the CPU's kernels. The Triton kernels are tested by its interpreter and were not measured
+on a GPU."""
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

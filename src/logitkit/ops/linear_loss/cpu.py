@@ -23,6 +23,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.gemm import fast_products
 from logitkit.ops.kernels import EXACT, FINITE, SUMS, exp, from_bits, kernel, to_bits
 from logitkit.ops.linear_loss.layer import Layer
@@ -535,15 +536,6 @@ def _recomputed(
     return into.results()
 
 
-def _refuse_double_backward() -> None:
-    # Gradients enabled in a backward mean create_graph=True. Second derivatives would be missing silently.
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "the kernels of linear losses have no double backward (create_graph=True); "
-            "compute the loss inside `with logitkit.ops.use('reference')`."
-        )
-
-
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tiles: _Tiles, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
@@ -554,7 +546,7 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_rest: Tensor, d_at: Tensor, d_mixed: Tensor) -> tuple[Any, ...]:
-        _refuse_double_backward()
+        no_second_derivatives("linear losses")
         *_, rest = ctx.saved_tensors
         slopes = _Slopes(rest, d_rest.contiguous(), d_at.contiguous(), d_mixed.contiguous())
         return None, *_recomputed(ctx.tiles, slopes, ctx.needs_input_grad[1:])
@@ -628,7 +620,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, above: Tensor, *_: Any) -> tuple[Any, ...]:
-        _refuse_double_backward()
+        no_second_derivatives("linear losses")
         ctx.saved_tensors  # noqa: B018 - refuses inputs changed since
         if ctx.gradients is None:
             s = ctx.slopes

@@ -64,12 +64,12 @@ def linear_cross_entropy(
     out. Label smoothing makes every entry count: nothing is filtered then.
 
     Products run in the input's dtype (autocast's inside autocast), everything else in float32 and float64;
-    the loss is float32 (float64 for float64). Memory beyond the gradients stays below 64 MiB, which a thread
-    keeps for its next call. Errors, against float64 on the same float32 input: loss 1e-6, gradients 1e-5 of
-    their largest entry. For bfloat16 the weight's gradient is added up in that dtype over chunks of at least
-    128 tokens (fewer where 128 rows of logits exceed 56 MiB), and rounds once a chunk: c chunks make about
-    sqrt(c / 2) times the error of one product. `accum_dtype=torch.float32` makes one product of up to 4,096
-    tokens.
+    the loss is float32 (float64 for float64). On a CPU, memory beyond the gradients stays below 64 MiB, which
+    a thread keeps for its next call. Errors, against float64 on the same float32 input: loss 1e-6, gradients
+    1e-5 of their largest entry. For bfloat16 the weight's gradient is added up in that dtype over chunks of
+    at least 128 tokens (fewer where 128 rows of logits exceed 56 MiB), and rounds once a chunk: c chunks make
+    about sqrt(c / 2) times the error of one product. `accum_dtype=torch.float32` makes one product of up to
+    4,096 tokens.
 
     With "none", `return_lse`, weights that need a gradient, `accum_dtype`, or float16 (whose gradients may be
     below its smallest number until a loss scale lifts them), the backward makes the logits again: a third
@@ -81,13 +81,18 @@ def linear_cross_entropy(
     and options are the same on all ranks, and each takes part in forward and backward. Each rank gets the
     whole loss, the gradient of its own rows, and the gradient of the features summed over ranks: the same on
     all, so it is not to be summed again. All options hold; a number as `filter_eps` is relative to the rank's
-    own words. Ranks exchange 3 numbers per token in the forward (5 with smoothing and class weights), and
-    the gradient of the features in the backward; nothing grows with the vocabulary. The logits are made
-    twice. Gradients of token weights are whole on every rank. No double backward.
+    own words. Ranks exchange 4 numbers per token in the forward (5 with class weights), and the gradient
+    of the features in the backward; nothing grows with the vocabulary. The logits are made twice. Gradients
+    of token weights are whole on every rank. No second derivatives.
 
-    Pays: with vocabularies of 10,000 and more, in memory always, in time against every eager form. Plain
-    torch runs below 4 MiB of logits and on devices without a kernel; float64 runs in plain torch. No double
-    backward in the kernels: `with logitkit.ops.use("reference")`.
+    On CUDA, Triton kernels make the logits twice; "auto" leaves out tiles of which all entries together are
+    that small, a number tiles without an entry that large. Memory beyond the gradients: at most 256 MiB, the
+    features' gradient in float32, and 64 bytes per token and 4,096 words. The weight's gradient rounds once.
+    Not measured on a GPU.
+
+    Pays: with vocabularies of 10,000 and more, in memory always, in time against every eager form (on a CPU).
+    Plain torch runs below 4 MiB of logits and on devices without a kernel; float64 runs in plain torch. No
+    double backward in the kernels: `with logitkit.ops.use("reference")`.
 
     Raises: ValueError for shapes and dtypes that do not fit together, labels out of range, an empty batch,
     ranks whose features have different shapes.

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from logitkit.ops.dispatch import untraced
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -28,7 +30,7 @@ class Shard:
         """Labels as this rank numbers them; outside [0, words here) for the other ranks' words."""
         return target - self.first
 
-    @torch.compiler.disable
+    @untraced
     def sum(self, x: Tensor) -> Tensor:
         """The sum over ranks of a tensor without gradient."""
         x = x.clone()
@@ -40,7 +42,7 @@ class Shard:
         return _Merge.apply(rest, at, mixed, self.group)
 
 
-@torch.compiler.disable
+@untraced
 def shard_of(features: Tensor, weight: Tensor, group: dist.ProcessGroup) -> Shard:
     """Where this rank's rows of the weight are in the whole, in order of rank.
 
@@ -61,15 +63,15 @@ def shard_of(features: Tensor, weight: Tensor, group: dist.ProcessGroup) -> Shar
     return Shard(group, sum(rows[: dist.get_rank(group)]), sum(rows))
 
 
-@torch.compiler.disable
+@untraced
 def shared(features: Float[Tensor, "*batch features"], group: dist.ProcessGroup) -> Tensor:
     """The features as they are; their gradient is summed over ranks."""
     return _Shared.apply(features, group)
 
 
-def _refuse_double_backward() -> None:
+def _no_second_derivatives() -> None:
     if torch.is_grad_enabled():
-        raise RuntimeError("linear_cross_entropy with a group has no double backward (create_graph=True).")
+        raise RuntimeError("linear_cross_entropy with a group has no second derivatives (create_graph=True).")
 
 
 class _Shared(torch.autograd.Function):
@@ -80,7 +82,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        _refuse_double_backward()
+        _no_second_derivatives()
         # Half precision is added up in float32.
         total = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
         total = total.contiguous()
@@ -103,6 +105,6 @@ class _Merge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_rest: Tensor, d_at: Tensor, d_mixed: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        _no_second_derivatives()
         (share,) = ctx.saved_tensors
         return d_rest * share, d_at, d_mixed, None

@@ -34,9 +34,10 @@ SMALL = 4 * 2**20
 
 def _kernel(layer: Layer, teacher: Layer | None) -> ModuleType:
     cpu: bool | str = layer.features.shape[0] * layer.weight.shape[0] * 4 > SMALL
+    triton = cpu if teacher is None else "it takes no teacher"
     if any(x is not None and x.features.dtype == torch.float64 for x in (layer, teacher)):
-        cpu = "it computes in float32, and these are float64"
-    return implementation(reference, layer.features, cpu=cpu)
+        cpu = triton = "it computes in float32, and these are float64"
+    return implementation(reference, layer.features, cpu=cpu, triton=triton)
 
 
 @untraced
