@@ -34,11 +34,12 @@ def mutual_information(
     standardise them. The estimate may come out below 0.
 
     In many dimensions the estimate is far too low, whatever the implementation: 20,000 points of two
-    Gaussians with 10 dimensions each and 2.23 nats give 1.2. It has no gradient.
+    Gaussians with 10 dimensions each and 2.23 nats give 1.3. It has no gradient.
 
-    Pays: always on a CPU. One dimension against one is a sweep over sorted points, about n^1.5; everything
-    else compares all pairs, 16 at a time, which beats trees to some 100,000 points even in few dimensions and
-    by a factor of 50 in many. On a GPU plain torch runs.
+    Pays: always on a CPU at 20,000 points (5 times faster than npeet-plus in 1 + 1 and 3 + 3 dimensions, 50
+    times in 10 + 10). One dimension against one is a sweep over sorted points, about n^1.5; everything else
+    compares all pairs, so that trees win for several 100,000 points in few dimensions. On a GPU plain torch
+    runs.
 
     Raises: ValueError for wrong shapes or dtypes, values that are not finite, a k outside [1, n).
 

@@ -94,7 +94,8 @@ def _rows_of(boxes, members):
     row = np.zeros(members.size, np.int64)
     if high > low:
         for m in range(members.size):
-            row[m] = min(count - 1, int((boxes[members[m], 1] - low) / (high - low) * count))
+            share = (boxes[members[m], 1] - low) / (high - low)
+            row[m] = min(count - 1, int(share * count)) if share >= 0 else 0  # not NaN
     return row, count
 
 
