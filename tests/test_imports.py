@@ -22,8 +22,8 @@ LAYERS = [
     set(ROOMS),
     {"catalog", "data"},
     {"engine"},
-    {"comparison", "claims", "report", "bench"},
-    {"integrations", "cli"},
+    {"comparison", "claims", "report"},
+    {"integrations", "bench", "cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

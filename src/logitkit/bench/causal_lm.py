@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from logitkit.bench.base import Arms, Case, peer
-from logitkit.ops import linear_cross_entropy
 
 PEERS = ("transformers",)
 NOTE = """\
-What `logitkit.integrations.transformers.patch_loss` changes in a step: "unpatched" is the model's own forward
-and loss, "patched" its body and the cross-entropy of its head's layer, which is what the patched model runs.
+The same model before and after `logitkit.integrations.transformers.patch_loss`.
 The embedding of 131,072 words and the head are 128 MiB each, the matrix of logits of 2,048 tokens 1 GiB."""
-
-
-def _patched(model: Any, tokens: Tensor) -> Tensor:
-    """The loss as the patched model computes it; the patch itself lies in a layer above this one."""
-    hidden = model.model(input_ids=tokens).last_hidden_state
-    labels = F.pad(tokens, (0, 1), value=-100)[..., 1:]
-    return linear_cross_entropy(hidden, model.lm_head.weight, labels)
 
 
 def _arms(small: bool) -> Arms:
     transformers = peer("transformers")
     assert transformers is not None
+    from logitkit.integrations.transformers import patch_loss, unpatch_loss
+
     words, tokens, width = (4096, 300, 16) if small else (131_072, 2048, 256)
     config = transformers.LlamaConfig(
         vocab_size=words,
@@ -44,8 +33,9 @@ def _arms(small: bool) -> Arms:
     losses: dict[str, float] = {}
 
     def step(name: str) -> None:
+        (patch_loss if name == "patched" else unpatch_loss)(model)
         model.zero_grad(set_to_none=True)
-        loss = model(input_ids=text, labels=text).loss if name == "unpatched" else _patched(model, text)
+        loss = model(input_ids=text, labels=text).loss
         loss.backward()
         losses[name] = float(loss.detach())
 

@@ -18,8 +18,9 @@ PEERS = ()
 NOTE = """\
 "naive" is the formula in torch, elu(x) + 1 included, as it is for ours. Features are made in long pieces that
 the products then find in the cache, in memory that each thread keeps. flash-linear-attention runs on GPUs
-only. The non-causal forward pass of 2,048 tokens takes 1 to 2 ms, of which starting its passes is a good part:
-there 0.45 of naive is not reached. The exponent is the slope of log time between 2,048 and 8,192 tokens."""
+only. The non-causal forward pass of 2,048 tokens takes 1 to 2 ms, of which starting its passes is a good
+part: there 0.45 of naive is not reached. The exponent is the slope of log time between 2,048 and 8,192
+tokens."""
 
 HEADS, DIM = 4, 64
 Make = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType, TracebackType
@@ -23,13 +22,13 @@ Result = TypeVar("Result")
 NAMES = ("reference", "cpu", "triton")
 
 
-# OpenMP's threads do not survive a fork, and using them after it ends the process.
+# OpenMP's threads do not survive a fork, and asking for them after it hangs or ends the process.
 _forked = False
 
 
 def _after_fork() -> None:
     global _forked
-    _forked = "numba" in sys.modules
+    _forked = True
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -88,7 +87,7 @@ def implementation(
     if like.device.type != "cuda" and triton in (True, False):
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # possible then, but slow
         offers["triton"] = False if interpreted else f"the tensors are on {like.device.type}"
-    if _forked and cpu in (True, False):
+    if _forked and cpu in (True, False) and torch.get_num_threads() > 1:
         offers["cpu"] = "this process was forked from one whose threads it does not have"
     name = use.forced
     if name is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -37,14 +38,22 @@ def kernel(fastmath: set[str] = SUMS) -> Callable[[Callable[..., Any]], Callable
     """
 
     def compile(function: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = numba.njit(parallel=True, nogil=True, cache=True, fastmath=fastmath, error_model="numpy")(
-            function
-        )
+        def compiled(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
+            options = {"nogil": True, "cache": True, "fastmath": fastmath, "error_model": "numpy"}
+            return numba.njit(parallel=parallel, **options)(function)
+
+        # Numba's cache tells functions apart by name, not by their options.
+        alone: Any = FunctionType(function.__code__, function.__globals__, function.__name__)
+        alone.__qualname__ = f"{function.__qualname__}_alone"
+        many, one = compiled(function, True), compiled(alone, False)
 
         @functools.wraps(function)
         def run(*arguments: Any) -> Any:
-            numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-            return compiled(*arguments)
+            threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+            if threads == 1:
+                return one(*arguments)  # without OpenMP, which would hang in a forked process
+            numba.set_num_threads(threads)
+            return many(*arguments)
 
         return run
 

@@ -347,7 +347,7 @@ class _Tiles:
     def whole_rows(self) -> int:
         """How many whole rows make a good tile."""
         row = self.classes * self.itemsize
-        rows = min(max(TILE // row, min(128, MOST // row)), 2048)
+        rows = min(max(TILE // row, min(256, MOST // row)), 2048)
         rows = max(1, rows - rows % 16)
         chunks = -(-self.count // rows)
         return min(rows, (self.count // max(chunks, 1) // 16 + 1) * 16)

@@ -67,7 +67,7 @@ def linear_cross_entropy(
     the loss is float32 (float64 for float64). On a CPU, memory beyond the gradients stays below 64 MiB, which
     a thread keeps for its next call. Errors, against float64 on the same float32 input: loss 1e-6, gradients
     1e-5 of their largest entry. For bfloat16 the weight's gradient is added up in that dtype over chunks of
-    at least 128 tokens (fewer where 128 rows of logits exceed 56 MiB), and rounds once a chunk: c chunks make
+    at least 256 tokens (fewer where 256 rows of logits exceed 56 MiB), and rounds once a chunk: c chunks make
     about sqrt(c / 2) times the error of one product. `accum_dtype=torch.float32` makes one product of up to
     4,096 tokens.
 
