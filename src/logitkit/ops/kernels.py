@@ -19,8 +19,6 @@ from numba.extending import intrinsic
 
 # Sums may be reordered, which is what lets them vectorise; NaN and infinity keep their meaning.
 SUMS = {"reassoc", "contract", "nsz", "arcp"}
-# The same for numbers known to be finite, which lets a maximum vectorise.
-FINITE = SUMS | {"nnan", "ninf"}
 # For code whose order of operations matters.
 EXACT = {"contract"}
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.gemm import fast_products
-from logitkit.ops.kernels import EXACT, FINITE, SUMS, exp, from_bits, kernel, to_bits
+from logitkit.ops.kernels import EXACT, exp, from_bits, inner, kernel, largest, to_bits
 from logitkit.ops.linear_loss.layer import Layer
 
 MIB = 2**20
@@ -94,7 +94,7 @@ def _pack_any(value, like):
     return lambda value, like: value
 
 
-@numba.njit(fastmath=EXACT, cache=True)
+@inner(EXACT)
 def _tanh(x):
     """tanh of a float32 within 3e-7 of its value."""
     s = x * x
@@ -107,7 +107,7 @@ def _tanh(x):
     return near if s < f32(0.390625) else far
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _logits(z, products, bias, cap):
     """Logits into z from the products, and the bias (of the same columns, or empty) and softcap (or 0)."""
     for k in range(z.size):
@@ -120,15 +120,12 @@ def _logits(z, products, bias, cap):
             z[k] = cap * _tanh(z[k] / cap)
 
 
-@numba.njit(fastmath=FINITE, cache=True)
+@inner()
 def _top(z):
-    top = _LOWEST
-    for k in range(z.size):
-        top = max(top, z[k])
-    return top
+    return largest(z) if z.size else _LOWEST
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _sum_exp(z, scale, top):
     total = f32(0)
     for k in range(z.size):
@@ -136,7 +133,7 @@ def _sum_exp(z, scale, top):
     return total
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@inner()
 def _soft(q, scale, rest):
     """Logits in q to exp(scale q - rest)."""
     near = f32(rest)
