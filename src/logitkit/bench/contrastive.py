@@ -244,8 +244,8 @@ def cases() -> list[Case]:
             [memory],
         ),
         _case(
-            "weighted (CACR), 1024 pairs",
-            2048,
+            "weighted (CACR), 2048 pairs",
+            4096,
             lambda: {
                 "ours": lambda x, _: weighted_contrastive(x.view(2, -1, WIDTH)),
                 "dense torch": _halves(_dense_weighted),

@@ -20,7 +20,7 @@ torch runs a row on one thread and adds it up in float32: slow, and wrong in the
 2^24. "ours" and "torch" write into fresh memory, the arms with `out=` into memory that is there; on virtual
 machines the difference between the two is the price of page faults, not of arithmetic. Two-pass, online and
 three-pass are ours on the same kernels. Rows that are many or short go to torch, which is at the machine's
-limit there."""
+limit there: both arms run the same function, and differ by the call around it."""
 
 
 def _arms(small: bool, rows: int, columns: int) -> Arms:
@@ -71,6 +71,6 @@ def cases() -> list[Case]:
         Case(
             "16,384 rows of 4,096",
             partial(_arms, rows=1 << 14, columns=1 << 12),
-            [Goal("ours, out=", 1.05, "torch, out=")],
+            [Goal("ours, out=", 1.0, "torch, out=")],
         )
     ]
