@@ -14,7 +14,10 @@ from typing import Any, Literal, TypeVar
 from logitkit.errors import InputError, nearest
 
 T = TypeVar("T")
-Task = Literal["classification", "binary", "regression"]
+Task = Literal[
+    "classification", "binary", "regression", "multilabel", "retrieval", "bags", "sequence", "segmentation",
+    "boxes", "crowd",
+]  # fmt: skip
 
 ROOMS: Mapping[str, str] = {
     "softmax": "scores to weights: softmax and what to use instead",

@@ -26,6 +26,9 @@ from logitkit import catalog
 from logitkit.registry import Card, Choice
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+GRADIENT_ROOMS = ("losses", "heads", "softmax", "models", "contrast", "bottleneck", "distill")
+FITTED_ROOMS = ("calibrate", "detect", "adapt", "theory", "probe")
+CALLS = ("transform", "score", "predict", "segment", "search", "forward", "__call__")
 SECTIONS = ("Equation:", "Shapes:", "Defaults:", "Raises:", "Source:", "Not for:")
 
 
@@ -34,7 +37,7 @@ def is_optimizer(card: Card) -> bool:
 
 
 def differentiable(card: Card) -> bool:
-    return card.room in ("losses", "heads", "softmax", "models") or "model" in card.needs
+    return card.room in GRADIENT_ROOMS or "model" in card.needs
 
 
 def _run(card: Card, batch: int = 6, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
@@ -211,7 +214,7 @@ def check_shape_annotations(card: Card) -> None:
     """The jaxtyping shapes of the part's methods are true of a real call."""
     sample = make(card)
     part = sample.build()
-    method = next(name for name in ("transform", "score", "forward", "__call__") if hasattr(type(part), name))
+    method = next(name for name in CALLS if hasattr(type(part), name))
     function = inspect.unwrap(getattr(type(part), method))
     hints = [str(p.annotation) for p in inspect.signature(function).parameters.values()]
     assert any("[" in h and "Tensor" in h for h in hints), (
@@ -258,7 +261,7 @@ def check_card(card: Card) -> None:
 
 def check_compile(card: Card) -> None:
     """`torch.compile(fullgraph=True)` gives the eager result."""
-    if card.no_compile or card.room in ("calibrate", "detect"):
+    if card.no_compile or card.room in FITTED_ROOMS:
         return
     sample = make(card, dtype=torch.float32)
     part, twin = sample.build(), sample.build()

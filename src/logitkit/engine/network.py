@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,16 @@ class Shape:
         return known if in_features is None else {**known, "in_features": in_features}
 
 
+class Outputs(NamedTuple):
+    """scores: what losses and calibrators take; raw: the head's, before the normaliser; embeddings: pooled
+    features (batch, out_features); features: the backbone's last feature map, before pooling."""
+
+    scores: Tensor
+    raw: Tensor
+    embeddings: Tensor
+    features: Tensor
+
+
 class Network(nn.Module):
     """backbone -> pooled features -> head -> log-weights of the normaliser.
 
@@ -51,14 +61,15 @@ class Network(nn.Module):
         self._head_takes_target = head_takes_target
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        return self.with_features(x, target)[0]
+        return self.outputs(x, target).scores
 
-    def with_features(self, x: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores, and the backbone's last feature map before pooling."""
+    def outputs(self, x: Tensor, target: Tensor | None = None) -> Outputs:
+        """The scores, and what they came from."""
         features = self.backbone.forward_features(x)  # type: ignore[operator]
         pooled = self.backbone.pool(features)  # type: ignore[operator]
-        scores = self.head(pooled, target=target) if self._head_takes_target else self.head(pooled)
-        return (scores if self.normalizer is None else self.normalizer.log(scores)), features  # type: ignore[operator]
+        raw = self.head(pooled, target=target) if self._head_takes_target else self.head(pooled)
+        scores = raw if self.normalizer is None else self.normalizer.log(raw)  # type: ignore[operator]
+        return Outputs(scores, raw, pooled, features)
 
     def embed(self, x: Tensor) -> Tensor:
         """Pooled features (batch, out_features)."""

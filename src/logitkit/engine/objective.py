@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -25,60 +25,73 @@ class Batch:
     ids: Tensor
 
 
+class Term(NamedTuple):
+    """One summand: `weight * loss(of, target, **needs)`; `of` and `needs` name what the network put out (see
+    `Outputs`) or what the batch holds."""
+
+    loss: nn.Module
+    weight: float = 1.0
+    needs: tuple[str, ...] = ()
+    of: str = "scores"
+
+
 class Objective(nn.Module):
     """loss + sum of weight * regulariser, called on a network and a batch.
 
     A module so that what losses keep (per-example weights, generators) travels in its `state_dict`.
     """
 
-    def __init__(self, terms: list[tuple[nn.Module, float, tuple[str, ...]]]) -> None:
+    def __init__(self, terms: list[Term]) -> None:
         super().__init__()
-        self.losses = nn.ModuleList(loss for loss, _, _ in terms)
-        self._terms = [(weight, needs) for _, weight, needs in terms]
+        self.losses = nn.ModuleList(term.loss for term in terms)
+        self._terms = [(term.weight, term.needs, term.of) for term in terms]
 
     def forward(self, network: Network, batch: Batch) -> Tensor:
-        scores, features = network.with_features(batch.x, batch.y)
-        known: dict[str, Any] = {"features": features, "ids": batch.ids, "model": network, "inputs": batch.x}
+        found = network.outputs(batch.x, batch.y)._asdict()
+        known: dict[str, Any] = {**found, "ids": batch.ids, "model": network, "inputs": batch.x}
         total: Tensor | None = None
-        for loss, (weight, needs) in zip(self.losses, self._terms, strict=True):
-            value = loss(scores, batch.y, **{k: known[k] for k in needs})
+        for loss, (weight, needs, of) in zip(self.losses, self._terms, strict=True):
+            value = loss(known[of], batch.y, **{k: known[k] for k in needs})
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         assert total is not None
         return total
 
 
-class _HeadLoss(nn.Module):
-    """The objective that a head brings; holds the head without owning its parameters."""
+class _OwnLoss(nn.Module):
+    """The objective that a head or a normaliser brings; holds it without owning its parameters."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, owner: nn.Module) -> None:
         super().__init__()
-        self._head = (head,)
+        self._owner = (owner,)
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
-        return self._head[0].loss(scores, target)  # type: ignore[operator]
+        return self._owner[0].loss(scores, target)  # type: ignore[operator]
 
 
 def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective:
     """The objective of `recipe`. Raises InputError for a loss that cannot take this task."""
-    brings_loss = hasattr(network.head, "loss")
-    if recipe.loss.name != "auto" and brings_loss:
-        raise InputError(f"head={recipe.head} brings its own loss; leave out loss={recipe.loss}.")
+    owners = {"head": network.head, "softmax": network.normalizer}
+    owner = next((slot for slot, module in owners.items() if hasattr(module, "loss")), None)
+    if recipe.loss.name != "auto" and owner is not None:
+        raise InputError(
+            f"{owner}={getattr(recipe, owner)} brings its own loss; leave out loss={recipe.loss}."
+        )
     if recipe.loss.name != "auto":
         first = _term("loss", recipe.loss, shape)
-    elif brings_loss:
-        first = (_HeadLoss(network.head), 1.0, ())
+    elif owner is not None:
+        first = Term(_OwnLoss(owners[owner]), of="raw")  # type: ignore[arg-type]
     else:
         first = _term("loss", PartSpec(name=AUTO[shape.task]), shape)
     return Objective([first, *(_term("regularize", spec, shape) for spec in recipe.regularize)])
 
 
-def _term(slot: str, spec: PartSpec, shape: Shape) -> tuple[nn.Module, float, tuple[str, ...]]:
+def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     if ":" in spec.name:
         make = locate(spec.name, slot)
         takes = inspect.signature(make).parameters
         known = {k: v for k, v in shape.context().items() if k in takes}
-        return make(**known, **spec.kwargs), spec.weight, ()
+        return Term(make(**known, **spec.kwargs), spec.weight)
     card = card_of(slot, spec)
     assert card is not None
     binary = shape.task == "classification" and shape.num_classes == 2 and "binary" in card.tasks
@@ -87,4 +100,5 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> tuple[nn.Module, float, tu
         raise InputError(
             f"{slot}={spec} is for {able}; the data is a {shape.task} task with {shape.num_classes} outputs."
         )
-    return catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs}), spec.weight, card.needs
+    loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
+    return Term(loss, spec.weight, card.needs, "embeddings" if card.room == "contrast" else "scores")

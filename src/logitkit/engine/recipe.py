@@ -110,10 +110,11 @@ Parts = Annotated[
     PlainSerializer(lambda v: [str(p) for p in v], when_used="always"),
 ]
 
+OBJECTIVES = ("losses", "robust", "contrast", "bottleneck")
 # slot of a recipe -> rooms its parts come from, first match wins
 SLOTS: dict[str, tuple[str, ...]] = {
-    "model": ("models",), "head": ("heads",), "softmax": ("softmax",), "loss": ("losses", "robust"),
-    "regularize": ("losses", "robust"), "optimizer": ("train",), "algorithm": ("train",),
+    "model": ("models",), "head": ("heads",), "softmax": ("softmax",), "loss": OBJECTIVES,
+    "regularize": OBJECTIVES, "optimizer": ("train",), "algorithm": ("train",),
     "calibrate": ("calibrate",), "detect": ("detect",),
 }  # fmt: skip
 # names that are not parts of a room: torch's optimisers, the ordinary training step, "whatever fits"

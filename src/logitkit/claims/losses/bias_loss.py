@@ -105,7 +105,7 @@ def mean_weights(trainer: Trainer) -> tuple[float, float]:
     assert isinstance(loss, BiasLoss)
     weight = torch.empty(len(x))
     for rows in torch.randperm(len(x), generator=seeded("weights")).split(BATCH):
-        features = trainer.network.with_features(x[rows])[1]
+        features = trainer.network.outputs(x[rows]).features
         weight[rows] = loss.example_weight(loss.normalize(feature_diversity(features)))
     washed = trainer.data.train_set.extras["washed"]
     return weight[washed].mean().item(), weight[~washed].mean().item()

@@ -1,0 +1,45 @@
+"""A valid call of losses: `loss(logits, target, **needs)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contract.samples import Probe, Sample, context
+
+
+def make(card, batch, normal, g, build, dtype, device) -> Sample:
+    needs = {
+        "features": lambda: normal(batch, 4, 3, 3),
+        "ids": lambda: torch.arange(batch, device=device),
+        "model": lambda: Probe(dtype).to(device),
+        "inputs": lambda: normal(batch, 7),
+    }
+    extra = {name: needs[name]() for name in card.needs}
+    regression = card.tasks == {"regression"}
+    classes = context(card)["num_classes"]
+    logits = normal(batch, 1 if regression else classes)
+    labels = torch.randint(0, classes, (batch,), generator=g).to(device)
+    target = normal(batch) if regression else labels
+    if "model" in extra:
+        # The value depends on the inputs only through the model, so the logits stay the leaf.
+        extra["inputs"] = extra["inputs"].detach()
+
+    def call(part: Any, logits: Tensor) -> Tensor:
+        return part(logits, target, **extra)
+
+    bad = {
+        "logits of another rank": lambda p: p(
+            logits[0] if not regression else logits[None, None], target, **extra
+        ),
+        "integer logits": lambda p: p(logits.long(), target, **extra),
+        "NaN logits": lambda p: p(logits * float("nan"), target, **extra),
+        "an empty batch": lambda p: p(logits[:0], target[:0], **extra),
+        "a target of another length": lambda p: p(logits, target[:-1], **extra),
+    }
+    if not regression:
+        bad["a label out of range"] = lambda p: p(logits, target * 0 + 99, **extra)
+        bad["float labels"] = lambda p: p(logits, target.double(), **extra)
+    return Sample(build, (logits,), call, bad)
