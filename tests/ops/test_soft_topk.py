@@ -16,8 +16,12 @@ def sample(rows=4, n=50, scale=3.0, dtype=torch.float64, seed=0):
 def by_root(s, k, alpha):
     rows = []
     for row in s.double().numpy():
-        f = lambda t: special.expit(alpha * (row + t)).sum() - k  # noqa: B023, E731
-        t = optimize.brentq(f, -row.max() - 50 / alpha, -row[row > -1e300].min() + 50 / alpha, xtol=1e-13)
+
+        def excess(t, row=row):
+            return special.expit(alpha * (row + t)).sum() - k
+
+        low, high = -row.max() - 50 / alpha, -row[row > -1e300].min() + 50 / alpha
+        t = optimize.brentq(excess, low, high, xtol=1e-13)
         rows.append(torch.from_numpy(special.expit(alpha * (row + t))))
     return torch.stack(rows)
 

@@ -12,7 +12,6 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import extending
 from numba.core import types
 from numba.extending import intrinsic
@@ -79,22 +78,22 @@ _C2, _C3, _C4, _C5, _C6 = f32(0.5), f32(0.16666657), f32(0.041666485), f32(0.008
 
 @intrinsic
 def to_bits(typing, x):
-    """The bits of a float32 as an int32."""
+    """The bits of a float32 as an int32, of a float64 as an int64: from 0 on in the order of the numbers."""
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(32))
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.int32(types.float32), generate
+    return (types.int64(x) if x == types.float64 else types.int32(types.float32)), generate
 
 
 @intrinsic
 def from_bits(typing, x):
-    """The float32 with the bits of an int32."""
+    """The float32 with the bits of an int32, the float64 with those of an int64."""
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.FloatType())
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.float32(types.int32), generate
+    return (types.float64(x) if x == types.int64 else types.float32(types.int32)), generate
 
 
 @inner(EXACT)
@@ -131,26 +130,6 @@ def exp32(x):
     return m * pow2(n)
 
 
-@intrinsic
-def to_bits64(typing, x):
-    """The bits of a float64 as an int64."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(types.float64), generate
-
-
-@intrinsic
-def from_bits64(typing, x):
-    """The float64 with the bits of an int64."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
-
-
 _ROUND64, _ROUND64_BITS = 6755399441055744.0, np.int64(0x4338000000000000)
 _LN2_HIGH64, _LN2_LOW64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _TAYLOR = tuple(1.0 / float(math.factorial(k)) for k in range(14))
@@ -176,7 +155,7 @@ def exp64(x):
     p = _TAYLOR[3] + t * p
     p = 0.5 + t * p
     p = 1.0 + t * (1.0 + t * p)
-    return p * from_bits64((to_bits64(r) - _ROUND64_BITS + np.int64(1023)) << np.int64(52))
+    return p * from_bits((to_bits(r) - _ROUND64_BITS + np.int64(1023)) << np.int64(52))
 
 
 def exp(x):
@@ -190,82 +169,49 @@ def _exp(x):
     return lambda x: of_type(x)
 
 
+def ordered(bits):
+    """The bits of a float32 or float64 as an integer in the order of the numbers, and back."""
+    raise NotImplementedError("only to be called from a kernel")
+
+
+@extending.overload(ordered)
+def _ordered(bits):
+    if bits == types.int64:
+        return lambda bits: bits ^ ((bits >> np.int64(63)) & np.int64(2**63 - 1))
+    return lambda bits: i32(bits ^ (i32(bits >> i32(31)) & i32(2**31 - 1)))
+
+
+@inner(EXACT)
+def _highest(row):
+    top = ordered(to_bits(row[0]))
+    for i in range(row.size):
+        top = max(top, ordered(to_bits(row[i])))
+    return top
+
+
+@inner(EXACT)
+def _lowest(row):
+    low = ordered(to_bits(row[0]))
+    for i in range(row.size):
+        low = min(low, ordered(to_bits(row[i])))
+    return low
+
+
+@inner(EXACT)
 def largest(row):
-    """The largest number of a non-empty float32 or float64 row, none of them NaN.
+    """The largest number of a non-empty float32 or float64 row; NaN if it has one whose sign bit is clear.
 
-    Compared as integers in the same order: a float maximum does not vectorise in Numba.
+    Compared as integers in the same order: a float maximum does not vectorise in Numba. The last numbers,
+    which do not fill the lanes, are taken with some of those before them.
     """
-    raise NotImplementedError("only to be called from a kernel")
+    if row.size < 64:
+        return from_bits(ordered(_highest(row)))
+    return from_bits(ordered(max(_highest(row[: row.size // 64 * 64]), _highest(row[row.size - 64 :]))))
 
 
+@inner(EXACT)
 def smallest(row):
-    """The smallest number of a non-empty row; see `largest`."""
-    raise NotImplementedError("only to be called from a kernel")
-
-
-@extending.overload(largest)
-def _largest(row):
-    highest = _highest64 if row.dtype == types.float64 else _highest32
-
-    def of_row(row):
-        # The last numbers, which do not fill the lanes, are taken with some of those before them.
-        if row.size < 64:
-            return highest(row)
-        return max(highest(row[: row.size // 64 * 64]), highest(row[row.size - 64 :]))
-
-    return of_row
-
-
-@extending.overload(smallest)
-def _smallest(row):
-    lowest = _lowest64 if row.dtype == types.float64 else _lowest32
-
-    def of_row(row):
-        if row.size < 64:
-            return lowest(row)
-        return min(lowest(row[: row.size // 64 * 64]), lowest(row[row.size - 64 :]))
-
-    return of_row
-
-
-@inner(EXACT)
-def _ordered32(bits):
-    """The bits of a float32 as an int32 in the order of the numbers, and back."""
-    return i32(bits ^ (i32(bits >> i32(31)) & i32(2**31 - 1)))
-
-
-@inner(EXACT)
-def _ordered64(bits):
-    return bits ^ ((bits >> np.int64(63)) & np.int64(2**63 - 1))
-
-
-@inner(EXACT)
-def _highest32(row):
-    top = i32(-(2**31))
-    for i in range(row.size):
-        top = max(top, _ordered32(to_bits(row[i])))
-    return from_bits(_ordered32(top))
-
-
-@inner(EXACT)
-def _highest64(row):
-    top = np.int64(-(2**63))
-    for i in range(row.size):
-        top = max(top, _ordered64(to_bits64(row[i])))
-    return from_bits64(_ordered64(top))
-
-
-@inner(EXACT)
-def _lowest32(row):
-    low = i32(2**31 - 1)
-    for i in range(row.size):
-        low = min(low, _ordered32(to_bits(row[i])))
-    return from_bits(_ordered32(low))
-
-
-@inner(EXACT)
-def _lowest64(row):
-    low = np.int64(2**63 - 1)
-    for i in range(row.size):
-        low = min(low, _ordered64(to_bits64(row[i])))
-    return from_bits64(_ordered64(low))
+    """The smallest number of a non-empty row, none of them NaN; see `largest`."""
+    if row.size < 64:
+        return from_bits(ordered(_lowest(row)))
+    return from_bits(ordered(min(_lowest(row[: row.size // 64 * 64]), _lowest(row[row.size - 64 :]))))

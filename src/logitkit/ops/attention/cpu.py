@@ -15,7 +15,7 @@ from torch import Tensor
 from logitkit.ops.attention.weights import Normalized, Power, Sigmoid, Softmax, Softplus, Weight
 from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.gemm import fast_products
-from logitkit.ops.kernels import EXACT, SUMS, exp, from_bits, i32, inner, kernel, to_bits
+from logitkit.ops.kernels import EXACT, SUMS, exp, from_bits, i32, inner, kernel, largest, to_bits
 
 # Numbers in a block of scores: 4 MiB of float32, of which a forward holds one and a backward two.
 BLOCK = 2**20
@@ -297,22 +297,6 @@ _NONE = f32(-np.inf)
 
 
 @inner(EXACT)
-def _ordered(bits):
-    """The bits of a float32 as an integer that is larger where the number is, and back."""
-    return i32(bits ^ ((bits >> i32(31)) & _SIGN_OFF))
-
-
-@inner(EXACT)
-def _largest(x, top):
-    # Of integers, since a maximum of floats does not vectorise.
-    t = _ordered(to_bits(top))
-    for j in range(x.size):
-        b = _ordered(to_bits(x[j]))
-        t = b if b > t else t
-    return from_bits(_ordered(t))
-
-
-@inner(EXACT)
 def _furthest(x, top):
     t = to_bits(top)
     for j in range(x.size):
@@ -390,7 +374,12 @@ def _weigh(s, rows, reach, kind, power, peak, total, out):
         h, i = r // rows, r % rows
         x = s[r, :seen]
         old = peak[h, i]
-        top = _furthest(x, max(old, f32(0))) if kind == _POWER else _largest(x, old)
+        top = old
+        if kind == _POWER:
+            top = _furthest(x, max(old, f32(0)))
+        elif seen:
+            top = largest(x)
+            top = old if old > top else top  # which a NaN survives
         if top == _NONE:
             seen = 0
         else:

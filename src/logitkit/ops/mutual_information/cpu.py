@@ -12,12 +12,10 @@ import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numba import extending
-from numba.core import types
 from torch import Tensor
 from torch.nn import functional as F
 
-from logitkit.ops.kernels import i32, inner, kernel, to_bits, to_bits64
+from logitkit.ops.kernels import i32, inner, kernel, to_bits
 
 # Points whose distances are worked on at once, and those whose least distance is kept.
 TILE, BLOCK = 1024, 64
@@ -29,17 +27,6 @@ QUERIES = 4
 # Turns of the parallel loop; each has a buffer of QUERIES distances to every point.
 TURNS = 16
 AS_WRITTEN: set[str] = set()
-
-
-def _bits(x):
-    """An integer that orders numbers from 0 on as they are ordered."""
-    raise NotImplementedError("only to be called from a kernel")
-
-
-@extending.overload(_bits)
-def _bits_of(x):
-    of_type = to_bits64 if x == types.float64 else to_bits
-    return lambda x: of_type(x)
 
 
 @inner(AS_WRITTEN)
@@ -117,9 +104,9 @@ def _insert(v, best):
 @inner(AS_WRITTEN)
 def _least(a, b):
     """The least of max(a, b) over a block, as bits."""
-    least = _bits(a[0] if a[0] > b[0] else b[0])
+    least = to_bits(a[0] if a[0] > b[0] else b[0])
     for j in range(BLOCK):
-        least = min(least, _bits(a[j] if a[j] > b[j] else b[j]))
+        least = min(least, to_bits(a[j] if a[j] > b[j] else b[j]))
     return least
 
 
@@ -132,7 +119,7 @@ def _radius(x, y, leasts, best):
         a = x[block * BLOCK : (block + 1) * BLOCK]
         b = y[block * BLOCK : (block + 1) * BLOCK]
         leasts[block] = _least(a, b)
-        if leasts[block] < _bits(best[last]):
+        if leasts[block] < to_bits(best[last]):
             for j in range(BLOCK):
                 v = max(a[j], b[j])
                 if v < best[last]:
@@ -145,7 +132,7 @@ def _rectangle(x, y, leasts, radius):
     """The largest x and y among points with max(x, y) <= radius."""
     width = radius - radius
     height = radius - radius
-    bound = _bits(radius)
+    bound = to_bits(radius)
     for block in range(leasts.size):
         if leasts[block] <= bound:
             for j in range(block * BLOCK, (block + 1) * BLOCK):
@@ -176,7 +163,7 @@ def _all_pairs(features, borders, n, k, rectangles, out):
     groups = (n + QUERIES - 1) // QUERIES
     for turn in numba.prange(TURNS):
         distances = np.empty((borders.size - 1, QUERIES, size), features.dtype)
-        leasts = np.full(size // BLOCK, _bits(features[0, 0]))
+        leasts = np.full(size // BLOCK, to_bits(features[0, 0]))
         best = np.empty(k, features.dtype)
         queries = np.empty(QUERIES, np.int64)
         for group in range(turn * groups // TURNS, (turn + 1) * groups // TURNS):
@@ -232,14 +219,14 @@ def _within(numbers, low, high, centre, radius, closed):
 @inner(AS_WRITTEN)
 def _meet(x, y, p, q, best):
     """Points of one strip as neighbours of (p, q)."""
-    least = _bits(abs(x[0] - p))
-    least = max(least, _bits(abs(y[0] - q)))
+    least = to_bits(abs(x[0] - p))
+    least = max(least, to_bits(abs(y[0] - q)))
     for j in range(STRIP):
         u = abs(x[j] - p)
         v = abs(y[j] - q)
-        least = min(least, _bits(u if u > v else v))
+        least = min(least, to_bits(u if u > v else v))
     last = best.size - 1
-    if least < _bits(best[last]):
+    if least < to_bits(best[last]):
         for j in range(STRIP):
             v = max(abs(x[j] - p), abs(y[j] - q))
             if v < best[last]:

@@ -11,11 +11,9 @@ import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numba import extending
-from numba.core import types
 from torch import Tensor
 
-from logitkit.ops.kernels import exp, inner, kernel, to_bits, to_bits64
+from logitkit.ops.kernels import exp, inner, kernel, to_bits
 
 # A block holds its boxes' x1, y1, x2, y2, areas and scores, one after the other.
 BLOCK = 32
@@ -23,17 +21,6 @@ FIELDS = 6
 SCORES = 5 * BLOCK
 # Sums in the order they are written, so that overlaps are those of plain torch to the bit.
 AS_WRITTEN: set[str] = set()
-
-
-def _bits(x):
-    """An integer that orders numbers from 0 on as they are ordered, and -1 below them."""
-    raise NotImplementedError("only to be called from a kernel")
-
-
-@extending.overload(_bits)
-def _bits_of(x):
-    of_type = to_bits64 if x == types.float64 else to_bits
-    return lambda x: of_type(x)
 
 
 @inner(AS_WRITTEN)
@@ -55,27 +42,27 @@ def _overlap(block, t, box, one):
 @inner(AS_WRITTEN)
 def _decay_smoothly(block, box, rate, least, one):
     """Multiply a block's scores by exp(rate o^2), to -1 where that is below `least`; the largest, as bits."""
-    top = _bits(-one)
+    top = to_bits(-one)
     for t in range(BLOCK):
         o = _overlap(block, t, box, one)
         s = block[t + SCORES] * exp(rate * (o * o))
         s = s if s >= least else -one
         block[t + SCORES] = s
-        top = max(top, _bits(s))
+        top = max(top, to_bits(s))
     return top
 
 
 @inner(AS_WRITTEN)
 def _decay_from(block, box, start, height, slope, least, one):
     """The same for the factor height - slope o where o >= start."""
-    top = _bits(-one)
+    top = to_bits(-one)
     for t in range(BLOCK):
         o = _overlap(block, t, box, one)
         f = height - slope * o if o >= start else one
         s = block[t + SCORES] * f
         s = s if s >= least else -one
         block[t + SCORES] = s
-        top = max(top, _bits(s))
+        top = max(top, to_bits(s))
     return top
 
 
@@ -149,7 +136,7 @@ def _survey(boxes, members, row, data, starts, none, upper, lower, tops, row_top
         for b in range(starts[r], starts[r + 1]):
             top = none
             for t in range(BLOCK):
-                top = max(top, _bits(data[b * BLOCK * FIELDS + SCORES + t]))
+                top = max(top, to_bits(data[b * BLOCK * FIELDS + SCORES + t]))
             tops[b] = top
             row_tops[r] = max(row_tops[r], top)
 
@@ -169,7 +156,7 @@ def _best(data, ids, starts, tops, row_tops, none):
                 if tops[b] == top:
                     for t in range(BLOCK):
                         place = b * BLOCK + t
-                        if _bits(data[_at(place) + SCORES]) == top and (best < 0 or ids[place] < ids[best]):
+                        if to_bits(data[_at(place) + SCORES]) == top and (best < 0 or ids[place] < ids[best]):
                             best = place
     return best
 
@@ -196,7 +183,7 @@ def _run(data, rights, first, last, left, right):
 
 @inner(AS_WRITTEN)
 def _suppress_class(boxes, scores, members, smooth, by, height, slope, least, one, out):
-    none = _bits(-one)
+    none = to_bits(-one)
     members = members[np.argsort(boxes[members, 0])]
     row, rows = _rows_of(boxes, members)
     current = scores[members]

@@ -11,7 +11,7 @@ from torch import Tensor
 from logitkit.ops.dispatch import implementation
 from logitkit.ops.softmax import reference
 
-# From this many elements on the kernel is faster than torch, where torch has fewer rows than threads.
+# From this many elements on the kernel is faster than torch, on one row or on fewer rows than threads.
 LONG = 1 << 18
 
 
@@ -20,10 +20,10 @@ def softmax(
 ) -> Float[Tensor, "..."]:
     """exp(x_i) / sum_j exp(x_j) along `dim`, as `torch.softmax`, which it calls wherever that is as fast.
 
-    Pays: for float32 on a CPU with fewer rows than threads and at least 2^18 numbers, contiguous along the
-    last axis: torch runs a row on one thread and sums it in float32. There the two-pass form of Dukhan and
-    Ablavatski (arXiv:2001.04438) uses every thread, reads x twice, and sums in float64 from blocks of 4,096
-    numbers. Pass `out` to reuse memory; fresh memory of this size can cost more than the arithmetic.
+    Pays: for float32 on a CPU with one row, or fewer rows than threads, and at least 2^18 numbers, contiguous
+    along the last axis: torch runs a row on one thread and sums it in float32. There the two-pass form of
+    Dukhan and Ablavatski (arXiv:2001.04438) uses every thread, reads x twice, and sums in float64 from blocks
+    of 4,096 numbers. Pass `out` to reuse memory; fresh memory of this size can cost more than the arithmetic.
 
     Error: at most 1e-6 of each weight (torch: 1e-3 on a row of 2^24). A row with NaN or infinities, or
     numbers beyond a million in size, is torch's.
@@ -72,7 +72,7 @@ def _kernel(x: Tensor, out: Tensor | None) -> ModuleType:
     elif x.numel() == 0:
         cpu = "it takes at least one number"
     else:
-        cpu = x.numel() >= LONG and x.shape[-1] * torch.get_num_threads() > x.numel()
+        cpu = x.numel() >= LONG and x.shape[-1] * max(2, torch.get_num_threads()) > x.numel()
     return implementation(reference, x, cpu=cpu)
 
 

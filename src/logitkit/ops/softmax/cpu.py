@@ -56,15 +56,22 @@ def _largest_exponent(x):
     return top
 
 
+@inner(EXACT)
+def _place(turn, columns):
+    """Row, first and last column of the piece that a turn works on."""
+    turns = (columns + TURN - 1) // TURN
+    start = turn % turns * TURN
+    return turn // turns, start, min(columns, start + TURN)
+
+
 @kernel()
 def _sums(x, s, n):
     """Per turn of each row, the pair (s, n): sum exp(x) = s 2^n."""
     rows, columns = x.shape
     turns = s.shape[1]
     for turn in numba.prange(rows * turns):
-        r = turn // turns
-        c = turn % turns
-        part = x[r, c * TURN : min(columns, (c + 1) * TURN)]
+        r, start, stop = _place(turn, columns)
+        part = x[r, start:stop]
         total = 0.0
         top = _largest_exponent(part[: min(part.size, BLOCK)])
         for b in range((part.size + BLOCK - 1) // BLOCK):
@@ -76,8 +83,8 @@ def _sums(x, s, n):
                 top = higher
                 m = _sum_over(block, top)
             total += m
-        s[r, c] = total
-        n[r, c] = top
+        s[r, start // TURN] = total
+        n[r, start // TURN] = top
 
 
 @kernel(EXACT)
@@ -86,11 +93,9 @@ def _write(x, scale, n, y):
     rows, columns = x.shape
     turns = (columns + TURN - 1) // TURN
     for turn in numba.prange(rows * turns):
-        last = rows * turns - 1 - turn
-        r = last // turns
-        c = last % turns
-        a = x[r, c * TURN : min(columns, (c + 1) * TURN)]
-        b = y[r, c * TURN : min(columns, (c + 1) * TURN)]
+        r, start, stop = _place(rows * turns - 1 - turn, columns)
+        a = x[r, start:stop]
+        b = y[r, start:stop]
         k = scale[r]
         top = n[r]
         for i in range(a.size):
@@ -103,9 +108,8 @@ def _maxima(x, top):
     rows, columns = x.shape
     turns = top.shape[1]
     for turn in numba.prange(rows * turns):
-        r = turn // turns
-        c = turn % turns
-        top[r, c] = largest(x[r, c * TURN : min(columns, (c + 1) * TURN)])
+        r, start, stop = _place(turn, columns)
+        top[r, start // TURN] = largest(x[r, start:stop])
 
 
 @kernel()
@@ -114,9 +118,8 @@ def _sums_below(x, top, s):
     rows, columns = x.shape
     turns = s.shape[1]
     for turn in numba.prange(rows * turns):
-        r = turn // turns
-        c = turn % turns
-        part = x[r, c * TURN : min(columns, (c + 1) * TURN)]
+        r, start, stop = _place(turn, columns)
+        part = x[r, start:stop]
         total = 0.0
         for b in range((part.size + BLOCK - 1) // BLOCK):
             block = part[b * BLOCK : min(part.size, (b + 1) * BLOCK)]
@@ -124,7 +127,7 @@ def _sums_below(x, top, s):
             for i in range(block.size):
                 m += exp(block[i] - top[r])
             total += m
-        s[r, c] = total
+        s[r, start // TURN] = total
 
 
 @kernel()
@@ -134,9 +137,8 @@ def _online(x, top, s):
     rows, columns = x.shape
     turns = s.shape[1]
     for turn in numba.prange(rows * turns):
-        r = turn // turns
-        c = turn % turns
-        part = x[r, c * TURN : min(columns, (c + 1) * TURN)]
+        r, start, stop = _place(turn, columns)
+        part = x[r, start:stop]
         total = 0.0
         high = f32(-np.inf)
         for b in range((part.size + BLOCK - 1) // BLOCK):
@@ -147,8 +149,8 @@ def _online(x, top, s):
                 m += exp(block[i] - here)
             total = total * exp(f32(high - here)) + m
             high = here
-        top[r, c] = high
-        s[r, c] = total
+        top[r, start // TURN] = high
+        s[r, start // TURN] = total
 
 
 @kernel(EXACT)
@@ -157,11 +159,9 @@ def _write_below(x, top, scale, y):
     rows, columns = x.shape
     turns = (columns + TURN - 1) // TURN
     for turn in numba.prange(rows * turns):
-        last = rows * turns - 1 - turn
-        r = last // turns
-        c = last % turns
-        a = x[r, c * TURN : min(columns, (c + 1) * TURN)]
-        b = y[r, c * TURN : min(columns, (c + 1) * TURN)]
+        r, start, stop = _place(rows * turns - 1 - turn, columns)
+        a = x[r, start:stop]
+        b = y[r, start:stop]
         k = scale[r]
         t = top[r]
         for i in range(a.size):
@@ -174,14 +174,13 @@ def _dots(a, b, s):
     rows, columns = a.shape
     turns = s.shape[1]
     for turn in numba.prange(rows * turns):
-        r = turn // turns
-        c = turn % turns
-        p = a[r, c * TURN : min(columns, (c + 1) * TURN)]
-        q = b[r, c * TURN : min(columns, (c + 1) * TURN)]
+        r, start, stop = _place(turn, columns)
+        p = a[r, start:stop]
+        q = b[r, start:stop]
         total = 0.0
         for i in range(p.size):
             total += np.float64(p[i]) * np.float64(q[i])
-        s[r, c] = total
+        s[r, start // TURN] = total
 
 
 @kernel(EXACT)
@@ -190,11 +189,10 @@ def _softmax_gradient(g, y, dot, out):
     rows, columns = y.shape
     turns = (columns + TURN - 1) // TURN
     for turn in numba.prange(rows * turns):
-        r = turn // turns
-        c = turn % turns
-        p = g[r, c * TURN : min(columns, (c + 1) * TURN)]
-        q = y[r, c * TURN : min(columns, (c + 1) * TURN)]
-        o = out[r, c * TURN : min(columns, (c + 1) * TURN)]
+        r, start, stop = _place(turn, columns)
+        p = g[r, start:stop]
+        q = y[r, start:stop]
+        o = out[r, start:stop]
         k = f32(dot[r])
         for i in range(p.size):
             o[i] = q[i] * (p[i] - k)
