@@ -2,6 +2,14 @@
 
 from logitkit.heads.cosine import CosineHead
 from logitkit.heads.ebv import EBVHead, EBVQuality, ebv_quality, generate_ebv, welch_bound
+from logitkit.heads.fourier import (
+    FourierHead,
+    autocorrelation,
+    fourier_density,
+    fourier_penalty,
+    smoothness,
+)
+from logitkit.heads.fourier_regression import FourierRegressionHead
 from logitkit.heads.histogram import HistogramHead, c51_project, hl_gauss_targets, two_hot_targets
 from logitkit.heads.linear import LinearHead
 from logitkit.heads.normalized_softmax import NormalizedSoftmaxHead, NovelClassClassifier
@@ -10,14 +18,20 @@ __all__ = [
     "CosineHead",
     "EBVHead",
     "EBVQuality",
+    "FourierHead",
+    "FourierRegressionHead",
     "HistogramHead",
     "LinearHead",
     "NormalizedSoftmaxHead",
     "NovelClassClassifier",
+    "autocorrelation",
     "c51_project",
     "ebv_quality",
+    "fourier_density",
+    "fourier_penalty",
     "generate_ebv",
     "hl_gauss_targets",
+    "smoothness",
     "two_hot_targets",
     "welch_bound",
 ]
