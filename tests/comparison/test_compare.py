@@ -115,15 +115,17 @@ def test_tuning_gives_every_arm_the_same_trials_and_never_sees_the_test_rows(tmp
 
 
 def test_search_space_comes_from_the_cards_and_respects_fixed_arguments():
-    space = search_space(Recipe.of(loss="ldr"))
+    space = search_space(Recipe.of(loss="ldr"), "cross_entropy")
     assert "lr" in space
     assert "loss.lam" in space
-    assert "loss.lam" not in search_space(Recipe.of(loss="ldr(lam=3)"))
-    assert "loss.label_smoothing" in search_space(Recipe.of())
+    assert "loss.lam" not in search_space(Recipe.of(loss="ldr(lam=3)"), "cross_entropy")
+    assert "loss.label_smoothing" in search_space(Recipe.of(), "cross_entropy")
     assert not [
-        k for k in search_space(Recipe.of(data="diabetes", head="histogram")) if k.startswith("loss.")
+        k for k in search_space(Recipe.of(data="diabetes", head="histogram"), "mse") if k.startswith("loss.")
     ]
-    tuned = with_parameters(Recipe.of(), {"lr": 0.01, "loss.label_smoothing": 0.1, "model.hidden": [8, 8]})
+    tuned = with_parameters(
+        Recipe.of(), {"lr": 0.01, "loss.label_smoothing": 0.1, "model.hidden": [8, 8]}, "cross_entropy"
+    )
     assert tuned.loss.kwargs == {"label_smoothing": 0.1}
     assert tuned.loss.name == "cross_entropy"
     assert tuned.model.kwargs == {"hidden": (8, 8)}
@@ -186,7 +188,7 @@ def test_the_winner_reproduces_its_test_metrics_in_another_process(table, tmp_pa
         "import json, sys, logitkit; from logitkit import data; from logitkit.engine import Prepared\n"
         "m = logitkit.load(sys.argv[1]); split = data.split(data.load(sys.argv[2]), m.recipe.split_seed)\n"
         "p = Prepared.of(split)\n"
-        "print(json.dumps(m.evaluate(*p.test, x_train=p.train[0])[0]))"
+        "print(json.dumps(m.evaluate(*p.test, train=p.train)[0]))"
     )
     again = subprocess.run(
         [sys.executable, "-c", code, str(result.winner), source], check=True, capture_output=True, text=True

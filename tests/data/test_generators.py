@@ -317,15 +317,15 @@ def test_ratings_fall_with_severity_and_rise_with_the_subject() -> None:
 
 def test_extreme_labels_are_distinct_and_of_one_group() -> None:
     d = generate("extreme", "n=500,classes=215,groups=20,most=12")
-    for y, labels in zip(d.y.tolist(), d.extras["labels"].tolist(), strict=True):
+    for group, labels in zip(d.extras["group"].tolist(), d.y.tolist(), strict=True):
         given = [label for label in labels if label >= 0]
         assert 1 <= len(given) == len(set(given))
         assert labels[: len(given)] == given
-        assert {label % 20 for label in given} == {y}
+        assert {label % 20 for label in given} == {group}
         assert max(given) < 215
-    assert (d.extras["labels"] >= 0).sum(dim=1).bincount(minlength=13)[1:11].min() > 25
+    assert (d.y >= 0).sum(dim=1).bincount(minlength=13)[1:11].min() > 25
     small = generate("extreme", "n=100,classes=30,groups=15,most=6")
-    assert (small.extras["labels"] >= 0).sum(dim=1).max() == 2
+    assert (small.y >= 0).sum(dim=1).max() == 2
 
 
 def test_views_are_rotations_of_one_latent_and_hubs_are_near_everything() -> None:

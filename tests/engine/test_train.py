@@ -328,5 +328,5 @@ def test_predictor_round_trip_is_exact(prepared, tmp_path):
     result.predictor.save(tmp_path)
     again = load(tmp_path)
     x, y = prepared.test
-    found, _ = again.evaluate(x, y, x_train=prepared.train[0])
+    found, _ = again.evaluate(x, y, train=prepared.train)
     assert found == result.metrics == again.metrics

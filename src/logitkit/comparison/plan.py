@@ -13,13 +13,12 @@ from typing import Any
 
 import logitkit
 from logitkit import data
-from logitkit.engine.metrics import METRICS, check_metric
 from logitkit.engine.network import locate
 from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, literal, split_commas
+from logitkit.engine.tasks import TASKS, check_metric, task_of
 from logitkit.engine.train import Prepared
 from logitkit.errors import InputError, nearest
 
-DEFAULT_LOSSES = "cross_entropy,focal,comp_sum(tau=1.7),ldr,aldr,z_loss"
 FIXED = ("seed", "split_seed", "regularize", "calibrate")  # one value for all recipes: chains and seeds
 SETTINGS = {"seeds", "tune", "metric"}
 
@@ -55,7 +54,7 @@ class Plan:
 
     @property
     def higher_is_better(self) -> bool:
-        return METRICS[self.dataset.task][self.metric]
+        return TASKS[self.dataset.task].metrics[self.metric]
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -89,7 +88,7 @@ class Plan:
     @property
     def resolution(self) -> float:
         """Smallest step of the metric: one test row for an accuracy, 0 for a continuous metric."""
-        return 1 / self._sizes[0] if "accuracy" in self.metric else 0.0
+        return 1 / self._sizes[0] if "accuracy" in self.metric or "p@1" in self.metric else 0.0
 
 
 @cache
@@ -156,14 +155,11 @@ def make_plan(
             )
     source = settings.pop("data", "digits")
     dataset = data.load(source)
-    if dataset.task not in METRICS:
-        raise InputError(
-            f"data={dataset.name} is a {dataset.task} task; comparisons take classification and regression."
-        )
+    task = task_of(dataset)
     metric = check_metric(metric, dataset.task)
     values = {key: _values(key, value) for key, value in settings.items()}
     if not any(len(v) > 1 for v in values.values()) and "loss" not in values:
-        values["loss"] = _values("loss", DEFAULT_LOSSES if dataset.task == "classification" else "mse,huber")
+        values["loss"] = _values("loss", task.compared)
     varied = tuple(key for key, v in values.items() if len(v) > 1)
     arms, labels = [], []
     for combination in itertools.product(*values.values()):

@@ -18,8 +18,8 @@ import numpy as np
 from logitkit.comparison.plan import Plan
 from logitkit.comparison.stats import Effect, Verdict, holm, mean_interval, paired_effect, verdict
 from logitkit.engine.checkpoint import write_atomically
-from logitkit.engine.metrics import METRICS
 from logitkit.engine.predictor import Predictor, load
+from logitkit.engine.tasks import TASKS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -187,7 +187,7 @@ class Comparison:
                 },
                 "metric": plan.metric,
                 "higher_is_better": plan.higher_is_better,
-                "metrics": dict(METRICS[data.task]),
+                "metrics": dict(TASKS[data.task].metrics),
                 "seeds": plan.seeds,
                 "tune": plan.tune,
                 "varied": list(plan.varied),

@@ -19,6 +19,7 @@ from logitkit.comparison.store import Store
 from logitkit.engine.checkpoint import save_state
 from logitkit.engine.recipe import SLOTS, Recipe, card_of
 from logitkit.engine.run import RunResult, run
+from logitkit.engine.tasks import task_of
 from logitkit.engine.train import Prepared, Progress
 from logitkit.registry import Choice, Real, Whole
 
@@ -36,6 +37,7 @@ class Worker:
         self.plan, self.store, self.folder, self.listener = plan, store, folder, listener
         self._runs = {r.key: r for r in plan.runs}
         self._prepared: OrderedDict[int, Prepared] = OrderedDict()
+        self._loss = task_of(plan.dataset).loss  # what `loss=auto` stands for
 
     def work(self) -> None:
         """Return when every run of the plan is finished, by this process or another."""
@@ -91,14 +93,14 @@ class Worker:
         seed = int(hashlib.sha256(task.key.encode()).hexdigest()[:8], 16)
         study = self.store.tuning_study(task.key, _sampler(seed))
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        space = search_space(task.recipe)
+        space = search_space(task.recipe, self._loss)
         while (done := len(study.get_trials(deepcopy=False, states=states))) < self.plan.tune:
             study.sampler = _sampler(seed + done)
             for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
                 study.tell(stale.number, state=optuna.trial.TrialState.FAIL)
             trial = study.ask()
             chosen = {} if done == 0 else {name: _suggest(trial, name, s) for name, s in space.items()}
-            recipe = with_parameters(task.recipe, chosen)
+            recipe = with_parameters(task.recipe, chosen, self._loss)
             name = f"{task.key}-tune{done}"
             result = self._train(task, recipe, prepared, judge=False, name=name)
             trial.set_user_attr("chosen", chosen)
@@ -116,7 +118,7 @@ class Worker:
         # the earliest of equals, so that a tie does not depend on the database's order
         best = max(complete, key=lambda t: (t.value, -t.number))
         chosen = best.user_attrs["chosen"]
-        return with_parameters(task.recipe, chosen), chosen
+        return with_parameters(task.recipe, chosen, self._loss), chosen
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.safetensors"
@@ -145,19 +147,21 @@ def split_file(folder: Path, plan: Plan, seed: int) -> Path:
     return folder / "splits" / f"{plan.dataset.fingerprint[:16]}-seed{seed}.safetensors"
 
 
-def search_space(recipe: Recipe) -> dict[str, Real | Whole | Choice]:
+def search_space(recipe: Recipe, auto_loss: str) -> dict[str, Real | Whole | Choice]:
     """What tuning varies: the step size, and what the cards of the recipe's parts name, as `slot.argument`.
 
-    An argument that the user fixed in the recipe stays fixed.
+    An argument that the user fixed in the recipe stays fixed. `auto_loss` is what `loss=auto` stands for,
+    unless the head or the normaliser brings a loss.
     """
+    brought = any(hasattr(_build(recipe, slot), "loss") for slot in ("head", "softmax"))
     space: dict[str, Real | Whole | Choice] = {"lr": Real(recipe.lr / 10, recipe.lr * 10, log=True)}
     for slot in SLOTS:
         value = getattr(recipe, slot)
         if isinstance(value, tuple):
             continue
-        name = "cross_entropy" if slot == "loss" and value.name == "auto" else value.name
-        card = card_of(slot, value.model_copy(update={"name": name}))
-        if card is None or (slot == "loss" and value.name == "auto" and not _classifies(recipe)):
+        auto = slot == "loss" and value.name == "auto"
+        card = card_of(slot, value.model_copy(update={"name": auto_loss}) if auto else value)
+        if card is None or (auto and brought):
             continue
         # an optimiser's lr is the recipe's, which is in the space already
         own = {k: s for k, s in card.search_space.items() if k not in value.kwargs and k != "lr"}
@@ -165,12 +169,12 @@ def search_space(recipe: Recipe) -> dict[str, Real | Whole | Choice]:
     return space
 
 
-def _classifies(recipe: Recipe) -> bool:
-    card = card_of("head", recipe.head)
-    return card is not None and not hasattr(card.build, "loss")
+def _build(recipe: Recipe, slot: str) -> Any:
+    card = card_of(slot, getattr(recipe, slot))
+    return None if card is None else card.build
 
 
-def with_parameters(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
+def with_parameters(recipe: Recipe, chosen: dict[str, Any], auto_loss: str) -> Recipe:
     """`recipe` with tuned values put in place."""
     changes: dict[str, Any] = {}
     for name, value in chosen.items():
@@ -179,7 +183,7 @@ def with_parameters(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
             changes[slot] = value
             continue
         spec = changes.get(slot, getattr(recipe, slot))
-        spec = spec.model_copy(update={"name": "cross_entropy"}) if spec.name == "auto" else spec
+        spec = spec.model_copy(update={"name": auto_loss}) if spec.name == "auto" else spec
         value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         changes[slot] = spec.having(**{argument: value})
     return recipe.model_copy(update=changes)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from logitkit.errors import InputError
 
-Task = Literal["classification", "regression", "sequence"]
+Task = Literal["classification", "regression", "multilabel", "sequence"]
 Kind = Literal["vector", "image", "tokens", "table"]
 
 IGNORE = -100
@@ -77,8 +77,8 @@ class Dataset:
     name:        the canonical spec, e.g. `"digits+noise=0.4"`.
     x:           (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], (N, L) int64 tokens, or a
                  `Table` of raw columns.
-    y:           (N,) int64 classes, (N,) float32 regression targets, or (N, L) int64 tokens for a sequence
-                 task, `IGNORE` where a position is not scored.
+    y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
+                 up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored.
     class_names: one name per class; for a sequence task, per token. None for regression.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
     options:     noise and imbalance that `split` applies.

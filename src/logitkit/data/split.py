@@ -19,8 +19,8 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
 
     test, val: fractions of all rows, each in [0, 1) and together below 1. Every class keeps its share in
     each part to within one row, and at least one row in each part that is not empty. Regression targets
-    are stratified by decile; sequence tasks are split at random. A source with a fixed split keeps its test
-    rows (and validation rows, if it has them) whatever the seed.
+    are stratified by decile; multi-label and sequence tasks are split at random. A source with a fixed split
+    keeps its test rows (and validation rows, if it has them) whatever the seed.
 
     The options of the data set are applied here. Imbalance thins the training rows only: class k of K
     keeps n * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise

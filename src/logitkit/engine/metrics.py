@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from logitkit.errors import InputError, nearest
 from logitkit.ops import calibration_error
 
-# metric -> whether more is better
-METRICS = {
-    "classification": {
-        "accuracy": True, "balanced_accuracy": True, "nll": False, "ece": False, "ood_auroc": True,
-        "noise_accuracy": True,
-    },
-    "regression": {"rmse": False, "mae": False, "r2": True, "ood_auroc": True, "noise_rmse": False},
-}  # fmt: skip
-PRIMARY = {"classification": "accuracy", "regression": "rmse"}
 BINS = 15
-
-
-def check_metric(metric: str | None, task: str) -> str:
-    """`metric`, or the task's usual one. Raises InputError for one that the task does not have."""
-    if metric is None:
-        return PRIMARY[task]
-    if metric not in METRICS[task]:
-        raise InputError(
-            f"metric={metric!r} is not a metric of {task}.{nearest(metric, METRICS[task])}"
-            f" Metrics: {', '.join(METRICS[task])}."
-        )
-    return metric
 
 
 def classification(probabilities: Tensor, y: Tensor) -> dict[str, float]:
@@ -60,6 +39,41 @@ def regression(predictions: Tensor, y: Tensor) -> dict[str, float]:
         "mae": error.abs().mean().item(),
         "r2": 1.0 - (error.square().mean() / variance.clamp(min=1e-300)).item(),
     }
+
+
+# Of the propensity model (Jain, Prabhu, Varma, KDD 2016), for collections that have none of their own.
+PROPENSITY_A, PROPENSITY_B = 0.55, 1.5
+
+
+def multilabel(scores: Tensor, y: Tensor, train: Tensor | None = None) -> dict[str, float]:
+    """How much of the top of each row's ranking is relevant.
+
+    scores: (batch, labels); y: (batch, most) lists of relevant labels, filled up with -1.
+    p@k is the share of the top k that is relevant, ndcg@k weighs places by 1 / log2(place + 1). With
+    the training rows' `train` also psp@k, p@k with label l counting 1 + C (n_l + 1.5)^-0.55, n_l its
+    training rows and C = (log n - 1) 2.5^0.55 of n rows in all, over the most that any ranking could reach.
+    Rows without labels are left out.
+    """
+    batch, labels = scores.shape
+    relevant = torch.zeros(batch, labels + 1, dtype=torch.bool)
+    relevant.scatter_(1, torch.where(y < 0, labels, y), True)
+    relevant = relevant[:, :labels]
+    some = relevant.any(1)
+    relevant, scores = relevant[some], scores[some]
+    deep = min(5, labels)
+    top = scores.topk(deep, 1).indices
+    hit = relevant.gather(1, top).double()
+    discount = 1 / torch.arange(2, deep + 2, dtype=torch.float64).log2()
+    best = torch.where(torch.arange(deep) < relevant.sum(1, keepdim=True), discount, 0.0).sum(1)
+    found = {f"p@{k}": hit[:, :k].sum(1).div(k).mean().item() for k in (1, 3, 5)}
+    found["ndcg@5"] = ((hit * discount).sum(1) / best).mean().item()
+    if train is None:
+        return found
+    counts = torch.bincount(train[train >= 0], minlength=labels).double()
+    c = (math.log(len(train)) - 1) * (PROPENSITY_B + 1) ** PROPENSITY_A
+    weight = 1 + c * (counts + PROPENSITY_B) ** -PROPENSITY_A
+    gain, most = hit * weight[top], (relevant * weight).topk(deep, 1).values
+    return found | {f"psp@{k}": (gain[:, :k].sum() / most[:, :k].sum()).item() for k in (1, 5)}
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

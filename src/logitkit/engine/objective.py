@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from logitkit import catalog
 from logitkit.engine.network import Network, Shape, locate
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
+from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError
-
-AUTO = {"classification": "cross_entropy", "regression": "mse"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
     elif owner is not None:
         first = Term(_OwnLoss(owners[owner]), of="raw")  # type: ignore[arg-type]
     else:
-        first = _term("loss", PartSpec(name=AUTO[shape.task]), shape)
+        first = _term("loss", PartSpec(name=TASKS[shape.task].loss), shape)
     return Objective([first, *(_term("regularize", spec, shape) for spec in recipe.regularize)])
 
 
@@ -101,4 +100,6 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
             f"{slot}={spec} is for {able}; the data is a {shape.task} task with {shape.num_classes} outputs."
         )
     loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
-    return Term(loss, spec.weight, card.needs, "embeddings" if card.room == "contrast" else "scores")
+    # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
+    of = "embeddings" if card.room == "contrast" and shape.task == "classification" else "scores"
+    return Term(loss, spec.weight, card.needs, of)

@@ -18,7 +18,8 @@ from logitkit.engine import metrics as M
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.network import Network, Shape, build_network
 from logitkit.engine.recipe import Recipe
-from logitkit.engine.train import Prepared, forward, threads, to_prediction
+from logitkit.engine.tasks import TASKS, to_prediction
+from logitkit.engine.train import Prepared, forward, threads
 from logitkit.errors import InputError
 
 FORMAT = 1
@@ -54,7 +55,9 @@ class Predictor:
         x_val, y_val = prepared.val
         if recipe.calibrate:
             if prepared.shape.task != "classification":
-                raise InputError(f"calibrate={recipe.calibrate[0]} needs classes; this is a regression task.")
+                raise InputError(
+                    f"calibrate={recipe.calibrate[0]} needs classes; this is a {prepared.shape.task} task."
+                )
             scores = forward(network, x_val)
             for spec in recipe.calibrate:
                 calibrator = catalog.create("calibrate", spec.name, **spec.kwargs).fit(scores, y_val)
@@ -104,15 +107,17 @@ class Predictor:
 
     def predict_proba(self, source: Any) -> Tensor:
         """Class probabilities (batch, classes) for anything `logitkit.data.load_unlabelled` takes."""
-        if self.shape.task == "regression":
-            raise InputError("a regression model has no class probabilities; use predict.")
+        if self.shape.task != "classification":
+            raise InputError(f"a {self.shape.task} model has no class probabilities; use predict.")
         return self.probabilities(self.inputs(source))
 
     def predict(self, source: Any) -> Tensor | list[str]:
-        """The most probable class's name per row, or the predicted value for regression."""
+        """The most probable class's (or best label's) name per row, or the predicted value for regression."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
+        if self.shape.task == "multilabel":
+            return [self.names[k] for k in self.scores(x).argmax(1).tolist()]
         return [self.names[k] for k in self.probabilities(x).argmax(1).tolist()]
 
     @property
@@ -125,34 +130,26 @@ class Predictor:
         return self.preprocessor.transform(data.load_unlabelled(source, like=self.preprocessor))
 
     def evaluate(
-        self, x: Tensor, y: Tensor, x_train: Tensor | None = None
+        self, x: Tensor, y: Tensor, train: tuple[Tensor, Tensor] | None = None
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Every metric of the task on preprocessed inputs, and the curves behind them.
 
-        Labels are classes or targets in their own units. With `x_train`, also what happens off the data:
-        `ood_auroc` against `logitkit.data.out_of_distribution`, and the primary metric under Gaussian
-        input noise of standard deviation 0.5 (inputs are standardised).
+        Labels are classes, lists of labels, or targets in their own units. With the training rows `train`,
+        also what needs them: the primary metric under Gaussian input noise of standard deviation 0.5 (inputs
+        are standardised), and `ood_auroc` against `logitkit.data.out_of_distribution`.
         """
-        if self.shape.task == "regression":
-            found, details = M.regression(self.values(x), y), {}
-        else:
-            probabilities = self.probabilities(x)
-            found, details = (
-                M.classification(probabilities, y),
-                {"reliability": M.reliability(probabilities, y)},
-            )
-        if x_train is not None:
-            generator = torch.Generator().manual_seed(self.recipe.seed)
-            noisy = x + NOISE * torch.randn(x.shape, generator=generator).to(x)
-            if self.shape.task == "regression":
-                found["noise_rmse"] = M.regression(self.values(noisy), y)["rmse"]
-            else:
-                right = self.probabilities(noisy).argmax(1) == y
-                found["noise_accuracy"] = right.double().mean().item()
-                outside = self.abnormality(data.out_of_distribution(x, x_train, self.recipe.seed))
-                inside = self.abnormality(x)
-                found["ood_auroc"] = M.auroc(inside, outside)
-                details["ood"] = M.histogram(inside, outside)
+        task = TASKS[self.shape.task]
+        found, details = task.judge(self, x, y, None if train is None else train[1])
+        if train is None:
+            return found, details
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        noisy = x + NOISE * torch.randn(x.shape, generator=generator).to(x)
+        found[f"noise_{task.primary}"] = task.judge(self, noisy, y, None)[0][task.primary]
+        if self.detector is not None:
+            outside = self.abnormality(data.out_of_distribution(x, train[0], self.recipe.seed))
+            inside = self.abnormality(x)
+            found["ood_auroc"] = M.auroc(inside, outside)
+            details["ood"] = M.histogram(inside, outside)
         return found, details
 
     def save(self, folder: str | Path) -> None:

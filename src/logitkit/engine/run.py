@@ -13,6 +13,7 @@ import torch
 from logitkit import data
 from logitkit.engine.predictor import Predictor
 from logitkit.engine.recipe import Recipe
+from logitkit.engine.tasks import TASKS
 from logitkit.engine.train import Diverged, Prepared, Progress, Trainer, threads, validation_order
 
 
@@ -80,8 +81,9 @@ def run(
             if judge:
                 predictor = Predictor.fit(recipe, network, prepared)
                 x, y = prepared.test
-                y = prepared.preprocessor.inverse_target(y) if prepared.shape.task == "regression" else y
-                metrics, details = predictor.evaluate(x, y, x_train=prepared.train[0])
+                task, pre = TASKS[prepared.shape.task], prepared.preprocessor
+                train = prepared.train[0], task.truth(prepared.train[1], pre)
+                metrics, details = predictor.evaluate(x, task.truth(y, pre), train=train)
                 predictor.metrics = metrics
         costs = {
             "train_seconds": trainer.progress.seconds,

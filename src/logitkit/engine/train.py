@@ -22,6 +22,7 @@ from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rn
 from logitkit.engine.network import Network, Shape, build_network, locate
 from logitkit.engine.objective import Batch, Objective, build_objective
 from logitkit.engine.recipe import Recipe
+from logitkit.engine.tasks import TASKS, task_of
 from logitkit.errors import InputError
 
 TORCH_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -70,15 +71,11 @@ class Prepared:
     def of(cls, split: Split, device: torch.device | str = "cpu") -> Prepared:
         """Preprocessing fitted on the training rows and applied to all three parts."""
         dataset = split.train
-        if dataset.task == "sequence":
-            raise InputError(
-                f"{dataset.name} is a sequence task; comparisons take classification and regression."
-            )
+        task = task_of(dataset)
         pre = Preprocessor().fit(dataset)
 
         def tensors(part: Dataset) -> tuple[Tensor, Tensor]:
-            y = part.y if part.task == "classification" else pre.transform_target(part.y)
-            return pre.transform(part).to(device), y.to(device)
+            return pre.transform(part).to(device), task.targets(part, pre).to(device)
 
         train = tensors(dataset)
         regression = dataset.task == "regression"
@@ -86,7 +83,7 @@ class Prepared:
         shape = Shape(
             input_shape=tuple(pre.input_shape),
             task=dataset.task,
-            num_classes=1 if regression else dataset.num_classes,
+            num_classes=task.outputs(dataset),
             num_samples=len(dataset),
             vmin=float(train[1].min()) - margin if regression else -1.0,
             vmax=float(train[1].max()) + margin if regression else 1.0,
@@ -185,21 +182,14 @@ class Trainer:
         return self.network
 
     def validate(self) -> dict[str, float]:
-        """Validation accuracy and negative log-likelihood, or root mean squared error in units of y; nothing
-        without validation rows."""
+        """The task's validation numbers; nothing without validation rows."""
         if len(self._val[1]) == 0:
             return {}
         self.network.eval()
         scores = forward(self.network, self._val[0])
         self.network.train()
-        y = self._val[1]
-        if self.data.shape.task == "regression":
-            error = (to_prediction(self.network, scores) - y).double()
-            rmse = error.square().mean().sqrt().item() * self.data.preprocessor.target_std
-            return {"val_score": -rmse, "val_rmse": rmse}
-        accuracy = (scores.argmax(1) == y).double().mean().item()
-        nll = nn.functional.cross_entropy(scores.double(), y).item()
-        return {"val_score": accuracy, "val_accuracy": accuracy, "val_nll": nll}
+        task = TASKS[self.data.shape.task]
+        return task.validate(self.network, scores, self._val[1], self.data.preprocessor)
 
     def _step(self, batch: Batch) -> float:
         try:
@@ -356,9 +346,3 @@ def forward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` over `x` in chunks of rows, without a graph; in at least float32."""
     out = torch.cat([function(part) for part in x.split(CHUNK)])
     return out if out.dtype == torch.float64 else out.float()
-
-
-def to_prediction(network: nn.Module, scores: Tensor) -> Tensor:
-    """Standardised predictions (batch,) of a regression network from its scores."""
-    head = network.head
-    return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]  # type: ignore[operator]

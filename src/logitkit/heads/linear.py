@@ -14,7 +14,7 @@ from logitkit.registry import part
     "linear",
     "heads",
     title="Linear layer",
-    tasks=("classification", "binary", "regression"),
+    tasks=("classification", "binary", "regression", "multilabel"),
 )
 class LinearHead(nn.Linear):
     """The ordinary last layer, `torch.nn.Linear`, with logitkit's checks.

@@ -21,6 +21,7 @@ from logitkit.registry import Choice, Real, part
     paper="arXiv:2102.03243",
     number=16,
     replaces="linear",
+    tasks=("classification", "multilabel"),
     search_space={"temperature": Real(0.02, 0.5, log=True), "layernorm": Choice(False, True)},
 )
 class NormalizedSoftmaxHead(nn.Module):

@@ -3,6 +3,7 @@
 from logitkit.losses.aldr import ALDRKL
 from logitkit.losses.base import ClassificationLoss, RegressionLoss
 from logitkit.losses.bias_loss import BiasLoss, feature_diversity
+from logitkit.losses.binary_cross_entropy import BinaryCrossEntropy
 from logitkit.losses.comp_sum import CompSum, CompSumTransform, comp_sum
 from logitkit.losses.cross_entropy import CrossEntropy, cross_entropy
 from logitkit.losses.dco import (
@@ -25,6 +26,7 @@ __all__ = [
     "LDRKL",
     "MSE",
     "BiasLoss",
+    "BinaryCrossEntropy",
     "ClassificationLoss",
     "CompSum",
     "CompSumTransform",

@@ -15,7 +15,7 @@ from logitkit.registry import Choice, part
     "cnn",
     "models",
     title="Small convolutional network",
-    tasks=("classification", "binary", "regression"),
+    tasks=("classification", "binary", "regression", "multilabel"),
     search_space={"width": Choice(16, 24, 32)},
 )
 class CNN(Backbone):

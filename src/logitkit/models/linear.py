@@ -16,7 +16,7 @@ from logitkit.registry import part
     "linear",
     "models",
     title="Identity backbone",
-    tasks=("classification", "binary", "regression"),
+    tasks=("classification", "binary", "regression", "multilabel"),
 )
 class LinearModel(Backbone):
     """The input flattened and nothing else: for embeddings that a pretrained network already made, where

@@ -17,7 +17,7 @@ from logitkit.registry import Choice, Real, part
     "mlp",
     "models",
     title="Multilayer perceptron",
-    tasks=("classification", "binary", "regression"),
+    tasks=("classification", "binary", "regression", "multilabel"),
     search_space={
         "hidden": Choice((128,), (128, 128), (256, 256), (256, 256, 256)),
         "dropout": Real(0.0, 0.5),

@@ -35,7 +35,7 @@ class Block(nn.Module):
     "vit",
     "models",
     title="Small vision transformer",
-    tasks=("classification", "binary", "regression"),
+    tasks=("classification", "binary", "regression", "multilabel"),
     search_space={"depth": Whole(2, 6), "dim": Choice(48, 64, 96), "dropout": Real(0.0, 0.2)},
 )
 class ViT(Backbone):

@@ -33,6 +33,7 @@ from logitkit.ops.linear_loss import (
     linear_nkd,
 )
 from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
+from logitkit.ops.multilabel import Labels, check_multilabel
 from logitkit.ops.mutual_information import conditional_mutual_information, mutual_information
 from logitkit.ops.nms import nms, soft_nms
 from logitkit.ops.random import draw_normal, draw_uniform
@@ -44,6 +45,7 @@ from logitkit.ops.temperature import fit_temperature
 
 __all__ = [
     "KernelWarning",
+    "Labels",
     "SphericalOutput",
     "all_triplets",
     "attention",
@@ -53,6 +55,7 @@ __all__ = [
     "check_features",
     "check_labels",
     "check_logits",
+    "check_multilabel",
     "check_positive",
     "check_reduction",
     "check_regression",

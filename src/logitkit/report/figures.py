@@ -204,9 +204,10 @@ def curves(study: Study) -> go.Figure:
 
 def validation_score(study: Study) -> tuple[str, str]:
     """The curve's column that validation is read from, and its name."""
-    if study.regression:
-        return "val_rmse", "validation RMSE"
-    return "val_accuracy", "validation accuracy"
+    return {
+        "regression": ("val_rmse", "validation RMSE"),
+        "multilabel": ("val_p@1", "validation P@1"),
+    }.get(study.task, ("val_accuracy", "validation accuracy"))
 
 
 def reliability(arm: Arm, most: float) -> go.Figure | None:

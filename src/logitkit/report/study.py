@@ -99,8 +99,8 @@ class Study:
         ]
 
     @property
-    def regression(self) -> bool:
-        return bool(self.data["task"] == "regression")
+    def task(self) -> str:
+        return str(self.data["task"])
 
     @cached_property
     def reference(self) -> Arm:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contract.samples import Probe, Sample, context
+from contract.samples import CLASSES, Probe, Sample, context
 
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
+    if "multilabel" in card.tasks:
+        return multilabel(batch, normal, g, build, device)
     needs = {
         "features": lambda: normal(batch, 4, 3, 3),
         "ids": lambda: torch.arange(batch, device=device),
@@ -43,3 +45,20 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         bad["a label out of range"] = lambda p: p(logits, target * 0 + 99, **extra)
         bad["float labels"] = lambda p: p(logits, target.double(), **extra)
     return Sample(build, (logits,), call, bad)
+
+
+def multilabel(batch, normal, g, build, device) -> Sample:
+    """A valid call of `loss(scores, target)`, with lists of labels."""
+    scores = normal(batch, CLASSES)
+    target = torch.rand(batch, CLASSES, generator=g).argsort(dim=1)[:, :2].to(device)
+    target[::2, 1] = -1
+    bad = {
+        "scores of another rank": lambda p: p(scores[0], target),
+        "integer scores": lambda p: p(scores.long(), target),
+        "NaN scores": lambda p: p(scores * float("nan"), target),
+        "an empty batch": lambda p: p(scores[:0], target[:0]),
+        "a target of another length": lambda p: p(scores, target[:-1]),
+        "a label out of range": lambda p: p(scores, target * 0 + 99),
+        "a mask of another width": lambda p: p(scores, target >= 0),
+    }
+    return Sample(build, (scores,), lambda part, scores: part(scores, target), bad)

@@ -28,8 +28,8 @@ def extreme(
     others, without repetition, from the same group as far as it reaches; x (n, dim) is the mean of their
     vectors plus N(0, 0.3^2).
 
-    y (n,) is the group, and the labels are in extras: "labels" (n, most) int64, the relevant ones, the first
-    draw first and -1 after the last.
+    y (n, most) int64 are the relevant labels, the first draw first and -1 after the last. extras: "group"
+    (n,).
     """
     at_least(2, n=n, classes=classes)
     at_least(2, groups=groups)
@@ -52,7 +52,7 @@ def extreme(
     labels = torch.where(relevant, ranked, -1)
     mean = (vector[labels.clamp(min=0)] * relevant[..., None]).sum(dim=1) / count[:, None]
     x = mean + 0.3 * torch.randn(n, dim, generator=generator)
-    return Dataset("extreme", x, group, "classification", "vector", numbered(groups), {"labels": labels})
+    return Dataset("extreme", x, labels, "multilabel", "vector", numbered(classes), {"group": group})
 
 
 def pairs(

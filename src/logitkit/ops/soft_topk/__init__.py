@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from logitkit.ops.checks import check_positive
+from logitkit.ops.checks import check_positive, values_visible
 from logitkit.ops.dispatch import implementation
 from logitkit.ops.soft_topk import reference
 
@@ -69,7 +69,7 @@ def _check(
             f"k must be a number or have shape {tuple(scores.shape[:-1])}, got {tuple(each.shape)}."
         )
     each = each.reshape(-1).expand(len(s)).contiguous()
-    if s.device.type == "cpu":
+    if values_visible(each):
         least, most = float(each.min()), float(each.max())
         if not (least > 0 and most < s.shape[1]):
             wrong = least if least <= 0 else most

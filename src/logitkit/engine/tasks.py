@@ -1,0 +1,178 @@
+"""What a task asks of the engine: the targets its losses take, how many outputs a network has, and what
+judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from logitkit.data import Dataset, Preprocessor
+from logitkit.engine import metrics as M
+from logitkit.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from logitkit.engine.predictor import Predictor
+
+Judged = tuple[dict[str, float], dict[str, Any]]
+
+
+class Task(Protocol):
+    """One kind of problem.
+
+    metrics:  metric -> whether more is better; `primary` is the one that ranks.
+    loss:     what `loss=auto` stands for; `compared` what a comparison without a choice compares.
+    """
+
+    metrics: ClassVar[Mapping[str, bool]]
+    primary: ClassVar[str]
+    loss: ClassVar[str]
+    compared: ClassVar[str]
+
+    def outputs(self, dataset: Dataset) -> int:
+        """How many scores the network gives per example."""
+        ...
+
+    def targets(self, dataset: Dataset, preprocessor: Preprocessor) -> Tensor:
+        """What losses take as target, a row per example."""
+        ...
+
+    def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
+        """Targets in their own units."""
+        ...
+
+    def validate(
+        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+    ) -> dict[str, float]:
+        """Numbers to follow in training; more of `val_score` is better."""
+        ...
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        """Metrics and the curves behind them, on preprocessed inputs and targets in their own units. `train`
+        are those of the training rows, where they are known."""
+        ...
+
+
+class Classification:
+    """One of several classes."""
+
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "accuracy": True, "balanced_accuracy": True, "nll": False, "ece": False, "ood_auroc": True,
+        "noise_accuracy": True,
+    }  # fmt: skip
+    primary: ClassVar[str] = "accuracy"
+    loss: ClassVar[str] = "cross_entropy"
+    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr,aldr,z_loss"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return dataset.num_classes
+
+    def targets(self, dataset: Dataset, preprocessor: Preprocessor) -> Tensor:
+        return dataset.y
+
+    def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
+        return target
+
+    def validate(
+        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+    ) -> dict[str, float]:
+        accuracy = (scores.argmax(1) == target).double().mean().item()
+        nll = nn.functional.cross_entropy(scores.double(), target).item()
+        return {"val_score": accuracy, "val_accuracy": accuracy, "val_nll": nll}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        probabilities = predictor.probabilities(x)
+        return M.classification(probabilities, y), {"reliability": M.reliability(probabilities, y)}
+
+
+class Regression:
+    """A number. Losses see it standardised; metrics are in its own units."""
+
+    metrics: ClassVar[Mapping[str, bool]] = {"rmse": False, "mae": False, "r2": True, "noise_rmse": False}
+    primary: ClassVar[str] = "rmse"
+    loss: ClassVar[str] = "mse"
+    compared: ClassVar[str] = "mse,huber"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return 1
+
+    def targets(self, dataset: Dataset, preprocessor: Preprocessor) -> Tensor:
+        return preprocessor.transform_target(dataset.y)
+
+    def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
+        return preprocessor.inverse_target(target)
+
+    def validate(
+        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+    ) -> dict[str, float]:
+        error = (to_prediction(network, scores) - target).double()
+        rmse = error.square().mean().sqrt().item() * preprocessor.target_std
+        return {"val_score": -rmse, "val_rmse": rmse}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.regression(predictor.values(x), y), {}
+
+
+class MultiLabel:
+    """Any number of labels out of many. Targets are lists of labels, filled up with -1."""
+
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "p@1": True, "p@3": True, "p@5": True, "ndcg@5": True, "psp@1": True, "psp@5": True,
+        "noise_p@1": True,
+    }  # fmt: skip
+    primary: ClassVar[str] = "p@1"
+    loss: ClassVar[str] = "binary_cross_entropy"
+    compared: ClassVar[str] = "binary_cross_entropy,decoupled_softmax"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return dataset.num_classes
+
+    def targets(self, dataset: Dataset, preprocessor: Preprocessor) -> Tensor:
+        return dataset.y
+
+    def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
+        return target
+
+    def validate(
+        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+    ) -> dict[str, float]:
+        precision = M.multilabel(scores, target)["p@1"]
+        return {"val_score": precision, "val_p@1": precision}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.multilabel(predictor.scores(x), y, train), {}
+
+
+TASKS: dict[str, Task] = {
+    "classification": Classification(),
+    "regression": Regression(),
+    "multilabel": MultiLabel(),
+}
+
+
+def task_of(dataset: Dataset) -> Task:
+    """The task of a data set. Raises InputError for one that the engine does not train."""
+    if dataset.task not in TASKS:
+        known = ", ".join(TASKS)
+        raise InputError(f"data={dataset.name} is a {dataset.task} task; comparisons take {known}.")
+    return TASKS[dataset.task]
+
+
+def check_metric(metric: str | None, task: str) -> str:
+    """`metric`, or the task's usual one. Raises InputError for one that the task does not have."""
+    known = TASKS[task].metrics
+    if metric is None:
+        return TASKS[task].primary
+    if metric not in known:
+        raise InputError(
+            f"metric={metric!r} is not a metric of {task}.{nearest(metric, known)}"
+            f" Metrics: {', '.join(known)}."
+        )
+    return metric
+
+
+def to_prediction(network: nn.Module, scores: Tensor) -> Tensor:
+    """Standardised predictions (batch,) of a regression network from its scores."""
+    head = network.head
+    return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]  # type: ignore[operator]
