@@ -13,6 +13,8 @@ Left open, and chosen before the first run:
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from logitkit import data
@@ -38,7 +40,8 @@ def decoupled_softmax(trial: Trial) -> list[Check]:
     found: dict[str, list[dict[str, float]]] = {}
     for arm, loss in ARMS.items():
         by = "recall@5" if arm == "soft_top5" else "p@1"
-        temperature = trial.best((0.05, 0.1, 0.2), lambda t, loss=loss, by=by: run(trial, 0, loss, t)[0][by])
+        score = partial(validated, trial, loss, by)
+        temperature = trial.best((0.05, 0.1, 0.2), score)
         found[arm] = [run(trial, seed, loss, temperature)[1] for seed in trial.seeds]
 
     def column(metric: str, *arms: str) -> dict[str, list[float]]:
@@ -52,6 +55,10 @@ def decoupled_softmax(trial: Trial) -> list[Check]:
             **column("recall@5", "soft_top5", "decoupled", "info_nce"),
         ),
     ]  # fmt: skip
+
+
+def validated(trial: Trial, loss: str, by: str, temperature: float) -> float:
+    return run(trial, 0, loss, temperature)[0][by]
 
 
 def run(trial: Trial, seed: int, loss: str, temperature: float) -> tuple[dict[str, float], dict[str, float]]:
