@@ -1,11 +1,13 @@
-"""Chunks of tokens on a GPU: one scan for the states between chunks, then all chunks at once; recomputed in the
-backward.
+"""Chunks of tokens on a GPU: a scan for the states between chunks, then all chunks at once; recomputed in
+the backward.
 
-Features and values come in blocks, so that no dim is too large for the shared memory. The sizes of blocks are
-those customary on Ampere and Hopper. They were not measured.
+Features and values come in blocks, so that no dim is too large for the shared memory. Compiled for Ampere and
+Hopper, blocks of these sizes stay within the registers, twice their size would not. They were not timed.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -17,7 +19,7 @@ from logitkit.ops.dispatch import no_second_derivatives
 
 # Tokens in a chunk, most features or values in a block, and chunks that one program sums where nothing is
 # needed of the sums between them.
-CHUNK, BLOCK, PART = 64, 64, 16
+CHUNK, BLOCK, PART = 64, 32, 16
 
 
 @triton.jit
@@ -33,7 +35,8 @@ def _features(x, rows, count, columns, width: tl.constexpr, ELU: tl.constexpr):
     """phi of rows of a matrix, zeros in columns beyond it. Rows beyond it hold any finite numbers."""
     x = _load(x, rows, count, columns, width)
     if ELU:
-        x = tl.where(columns[None, :] < width, tl.where(x > 0.0, x + 1.0, tl.exp(x)), 0.0)
+        low = tl.exp(tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL))
+        x = tl.where(columns[None, :] < width, tl.where(x > 0.0, x + 1.0, low), 0.0)
     return x
 
 
@@ -58,16 +61,17 @@ def _scan(
     begin = tl.program_id(0) % parts * part
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     dv = tl.program_id(2) * BLOCK_DV + tl.arange(0, BLOCK_DV)
-    of_z = (d < D) & (tl.program_id(2) == 0)
     # The start counts once.
-    state = _load(START + head * D * DV, d, tl.where(begin == 0, D, 0), dv, DV)
-    z = tl.load(START_Z + head * D + d, mask=(d < D) & (begin == 0), other=0.0)
+    count = tl.where(begin == 0, D, 0)
+    state = _load(START + head * D * DV, d, count, dv, DV)
+    z = tl.load(START_Z + head * D + d, mask=d < count, other=0.0)
     for step in range(begin, tl.minimum(begin + part, chunks)):
         chunk = chunks - 1 - step if REVERSE else step
         if CAUSAL:
             place = head * chunks + chunk
             _store(STATES + place * D * DV, state, d, D, dv, DV)
-            tl.store(STATES_Z + place * D + d, z, mask=of_z)
+            if tl.program_id(2) == 0:
+                tl.store(STATES_Z + place * D + d, z, mask=d < D)
         rows = chunk * ROWS + tl.arange(0, ROWS)
         scale = tl.load(SCALE + head * n + rows, mask=rows < n, other=0.0)
         shift = tl.load(SHIFT + head * n + rows, mask=rows < n, other=0.0)
@@ -77,7 +81,8 @@ def _scan(
         z += tl.sum(k * shift[:, None], 0)
     place = tl.program_id(0).to(tl.int64)
     _store(END + place * D * DV, state, d, D, dv, DV)
-    tl.store(END_Z + place * D + d, z, mask=of_z)
+    if tl.program_id(2) == 0:
+        tl.store(END_Z + place * D + d, z, mask=d < D)
 
 
 @triton.jit
@@ -117,7 +122,8 @@ def _forward(
             total += tl.sum(weights, 1)
         scale = 1.0 / (total + eps)
     _store(OUT + head * n * DV, out * scale[:, None], rows, n, dv, DV)
-    tl.store(SCALE + head * n + rows, scale, mask=(rows < n) & (tl.program_id(1) == 0))
+    if tl.program_id(1) == 0:
+        tl.store(SCALE + head * n + rows, scale, mask=rows < n)
 
 
 @triton.jit
@@ -218,7 +224,7 @@ def _backward_values(
     _store(DVALUE + head * n * DV, dvalue, rows, n, dv, DV)
 
 
-def _settings(k: Tensor, v: Tensor, causal: bool, elu: bool) -> dict[str, object]:
+def _settings(k: Tensor, v: Tensor, causal: bool, elu: bool) -> dict[str, Any]:
     return {
         "D": k.shape[2],
         "DV": v.shape[2],
@@ -227,9 +233,100 @@ def _settings(k: Tensor, v: Tensor, causal: bool, elu: bool) -> dict[str, object
         "ROWS": CHUNK,
         "ELU": elu,
         "CAUSAL": causal,
-        # Half precision fits the GPU's short float32 and states the range of float32; float32 itself would
-        # lose 1e-3.
-        "PRECISION": "ieee" if v.dtype == torch.float32 else "tf32",
-        "num_warps": 4,
+        # The GPU's short float32 alone has an error of 1e-3; three products of it stay far below half
+        # precision, and keep the range that states need.
+        "PRECISION": "ieee" if v.dtype == torch.float32 else "tf32x3",
+        "num_warps": 8,
         "num_stages": 2,
     }
+
+
+def _sums(
+    k: Tensor,
+    v: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    start: tuple[Tensor, Tensor],
+    settings: dict[str, Any],
+    reverse: bool = False,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The states that the chunks see, and the last: start + sum phi(k) scale v^T and sum phi(k) shift."""
+    heads, n, dim = k.shape
+    causal, chunks = settings["CAUSAL"], triton.cdiv(n, CHUNK)
+    part = chunks if causal else PART
+    parts = triton.cdiv(chunks, part)
+    start = start[0].contiguous(), start[1].contiguous()
+    end = [x.new_empty(heads, parts, *x.shape[1:]) for x in start]
+    # Without causality none is stored, and any pointer does.
+    between = [x.new_empty(heads, chunks, *x.shape[1:]) for x in start] if causal else end
+    grid = heads * parts, triton.cdiv(dim, settings["BLOCK_D"]), triton.cdiv(v.shape[2], settings["BLOCK_DV"])
+    _scan[grid](k, v, scale, shift, *start, *between, *end, n, part, REVERSE=reverse, **settings)
+    last = end[0].sum(1), end[1].sum(1)
+    return (between[0], between[1]) if causal else last, last
+
+
+class _LinearAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, matrix, vector, causal, normalize, eps, elu):
+        q, k, v = (x.contiguous() for x in (query, key, value))
+        heads, n, _ = q.shape
+        settings = _settings(k, v, causal, elu)
+        out = q.new_empty(heads, n, v.shape[2])
+        scale = q.new_empty(heads, n, dtype=torch.float32)
+        ones = q.new_ones(k.shape[:2], dtype=torch.float32)
+        with torch.cuda.device_of(q):
+            states, last = _sums(k, v, ones, ones, (matrix, vector), settings)
+            grid = heads * triton.cdiv(n, CHUNK), triton.cdiv(v.shape[2], settings["BLOCK_DV"])
+            _forward[grid](q, k, v, *states, out, scale, n, eps, NORMALIZE=normalize, **settings)
+        # The states between chunks are made again.
+        ctx.save_for_backward(q, k, v, out, scale, *((matrix, vector) if causal else last))
+        ctx.settings = settings, normalize
+        return out, *last
+
+    @staticmethod
+    def backward(ctx, grad, grad_matrix, grad_vector):
+        no_second_derivatives("linear_attention")
+        q, k, v, out, scale, *state = ctx.saved_tensors
+        settings, normalize = ctx.settings
+        heads, n, dim = q.shape
+        grad = grad.contiguous()
+        shift = torch.zeros_like(scale)
+        if normalize:
+            shift = -scale * (grad.float() * out.float()).sum(-1)
+        dq, dk, dv = (
+            torch.empty_like(x) if want else None
+            for x, want in zip((q, k, v), ctx.needs_input_grad, strict=False)
+        )
+        start = None, None
+        chunks, keys = heads * triton.cdiv(n, CHUNK), heads * triton.cdiv(k.shape[1], CHUNK)
+        blocks = triton.cdiv(dim, settings["BLOCK_D"])
+        with torch.cuda.device_of(q):
+            if dq is not None:
+                if settings["CAUSAL"]:
+                    ones = torch.ones_like(scale)
+                    state, _ = _sums(k, v, ones, ones, state, settings)
+                _backward_queries[chunks, blocks](q, k, v, grad, scale, shift, *state, dq, n, **settings)
+            if any(ctx.needs_input_grad[1:5]):
+                above = grad_matrix, grad_vector
+                state, start = _sums(q, grad, scale, shift, above, settings, reverse=True)
+            if dk is not None:
+                _backward_keys[keys, blocks](q, k, v, grad, scale, shift, *state, dk, k.shape[1], **settings)
+            if dv is not None:
+                grid = keys, triton.cdiv(v.shape[2], settings["BLOCK_DV"])
+                _backward_values[grid](q, k, grad, scale, state[0], dv, k.shape[1], **settings)
+        return dq, dk, dv, *start, None, None, None, None
+
+
+def linear_attention(
+    query: Float[Tensor, "heads queries dim"],
+    key: Float[Tensor, "heads keys dim"],
+    value: Float[Tensor, "heads keys out"],
+    matrix: Float[Tensor, "heads dim out"],
+    vector: Float[Tensor, "heads dim"],
+    causal: bool,
+    normalize: bool,
+    eps: float,
+    elu: bool,
+) -> tuple[Float[Tensor, "heads queries out"], Float[Tensor, "heads dim out"], Float[Tensor, "heads dim"]]:
+    """The output and the state after the last key; matrix and vector are the state before the first."""
+    return _LinearAttention.apply(query, key, value, matrix, vector, causal, normalize, eps, elu)
