@@ -1,8 +1,19 @@
-"""Objectives on embeddings, and on the scores of many labels."""
+"""Objectives on embeddings (contrastive, metric, local), and on the scores of many labels."""
 
 from logitkit.contrast.base import RankingLoss
 from logitkit.contrast.decoupled_softmax import DecoupledSoftmax, decoupled_softmax
+from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local_triplet, match_local
 from logitkit.contrast.multi_positive import MultiPositive
 from logitkit.contrast.soft_topk import SoftTopK
 
-__all__ = ["DecoupledSoftmax", "MultiPositive", "RankingLoss", "SoftTopK", "decoupled_softmax"]
+__all__ = [
+    "DecoupledSoftmax",
+    "LocalTripletLoss",
+    "MultiPositive",
+    "RankingLoss",
+    "SoftTopK",
+    "decoupled_softmax",
+    "hard_tuples",
+    "local_triplet",
+    "match_local",
+]

@@ -12,6 +12,7 @@ from logitkit.heads.fourier import (
 from logitkit.heads.fourier_regression import FourierRegressionHead
 from logitkit.heads.histogram import HistogramHead, c51_project, hl_gauss_targets, two_hot_targets
 from logitkit.heads.linear import LinearHead
+from logitkit.heads.madacos import MadaCosHead, madacos_scale_and_margin
 from logitkit.heads.normalized_softmax import NormalizedSoftmaxHead, NovelClassClassifier
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "FourierRegressionHead",
     "HistogramHead",
     "LinearHead",
+    "MadaCosHead",
     "NormalizedSoftmaxHead",
     "NovelClassClassifier",
     "autocorrelation",
@@ -31,6 +33,7 @@ __all__ = [
     "fourier_penalty",
     "generate_ebv",
     "hl_gauss_targets",
+    "madacos_scale_and_margin",
     "smoothness",
     "two_hot_targets",
     "welch_bound",
