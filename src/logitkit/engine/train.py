@@ -48,7 +48,8 @@ class Standard:
         with trainer.autocast():
             loss = trainer.objective(trainer.network, batch)
         trainer.optimizer.zero_grad()
-        trainer.backward(loss)
+        if loss.requires_grad:  # not for a closed-form head on fixed features
+            trainer.backward(loss)
         if trainer.recipe.clip is not None:
             trainer.accelerator.clip_grad_norm_(trainer.network.parameters(), trainer.recipe.clip)
         trainer.optimizer.step()
@@ -306,7 +307,8 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer
                 raise InputError(f"optimizer={spec}: {spec.name} has no argument {key!r}.")
         settings = {k: v for k, v in settings.items() if k in takes}
     try:
-        return make(parameters, **settings)
+        # a closed-form head on fixed features leaves nothing to train, which torch's optimisers refuse
+        return make(parameters or [nn.Parameter(torch.empty(0))], **settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer={spec}: {error}") from error
 

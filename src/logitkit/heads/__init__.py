@@ -13,6 +13,7 @@ from logitkit.heads.fourier_regression import FourierRegressionHead
 from logitkit.heads.histogram import HistogramHead, c51_project, hl_gauss_targets, two_hot_targets
 from logitkit.heads.linear import LinearHead
 from logitkit.heads.madacos import MadaCosHead, madacos_scale_and_margin
+from logitkit.heads.naive_bayes import NaiveBayesHead, linear_eval_curve, two_regime_crossing
 from logitkit.heads.normalized_softmax import NormalizedSoftmaxHead, NovelClassClassifier
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "HistogramHead",
     "LinearHead",
     "MadaCosHead",
+    "NaiveBayesHead",
     "NormalizedSoftmaxHead",
     "NovelClassClassifier",
     "autocorrelation",
@@ -33,8 +35,10 @@ __all__ = [
     "fourier_penalty",
     "generate_ebv",
     "hl_gauss_targets",
+    "linear_eval_curve",
     "madacos_scale_and_margin",
     "smoothness",
     "two_hot_targets",
+    "two_regime_crossing",
     "welch_bound",
 ]

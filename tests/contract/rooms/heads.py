@@ -15,6 +15,12 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
     target = torch.randint(0, context(card)["num_classes"], (batch,), generator=g).to(device)
     extra = {"target": target} if "target" in card.needs else {}
 
+    examples, labels = normal(200, FEATURES), torch.arange(200, device=device) % context(card)["num_classes"]
+
+    def fitted() -> Any:
+        part = build()
+        return part.fit(examples, labels) if hasattr(part, "fit") else part
+
     def call(part: Any, features: Tensor) -> Tensor:
         return part(features, **extra)
 
@@ -24,4 +30,4 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         "integer features": lambda p: p(features.long()),
         "an empty batch": lambda p: p(features[:0]),
     }
-    return Sample(build, (features,), call, bad)
+    return Sample(fitted, (features,), call, bad)
