@@ -76,7 +76,8 @@ class TwoPassState:
 
     def update(self, x: Float[Tensor, "... n"]) -> TwoPassState:
         """Add e^x along the last axis. Returns self."""
-        total = ExtExp.of(x).sum()
+        m, n = ExtExp.of(x).sum()
+        total = ExtExp(m.double(), n.double())  # so that many small pieces cost no digits
         self.total = total if self.total is None else self.total + total
         return self
 
@@ -90,7 +91,7 @@ class TwoPassState:
         """The softmax weights of some of the scores that were added."""
         if self.total is None:
             raise ValueError("the state has seen 0 scores; update it with all of them first.")
-        return ExtExp.of(x).over(self.total)
+        return ExtExp.of(x).over(self.total).to(x.dtype)
 
     def logsumexp(self) -> Float[Tensor, "... 1"]:
         """log sum e^x of all scores added."""
