@@ -1,5 +1,13 @@
 """Objectives on outputs: drop-ins for `torch.nn.CrossEntropyLoss`."""
 
+from logitkit.losses.aggregate import (
+    AggregateLoss,
+    AggregateRidge,
+    bag_means,
+    dp_bag_means,
+    make_bags,
+    select_rho,
+)
 from logitkit.losses.aldr import ALDRKL
 from logitkit.losses.base import ClassificationLoss, RegressionLoss
 from logitkit.losses.bias_loss import BiasLoss, feature_diversity
@@ -25,6 +33,8 @@ __all__ = [
     "ALDRKL",
     "LDRKL",
     "MSE",
+    "AggregateLoss",
+    "AggregateRidge",
     "BiasLoss",
     "BinaryCrossEntropy",
     "ClassificationLoss",
@@ -37,19 +47,23 @@ __all__ = [
     "Huber",
     "RegressionLoss",
     "ZLoss",
+    "bag_means",
     "comp_sum",
     "cross_entropy",
     "dco",
     "dco_sequence",
+    "dp_bag_means",
     "feature_diversity",
     "focal",
     "huber",
     "inverse_box_cox",
     "ldr_kl",
+    "make_bags",
     "mse",
     "overconfidence_factor",
     "pass_at_n",
     "random_calibrated_derivative",
+    "select_rho",
     "unbiased_pass_at_k",
     "z_loss",
 ]

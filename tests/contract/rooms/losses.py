@@ -13,6 +13,8 @@ from contract.samples import CLASSES, Probe, Sample, context
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "multilabel" in card.tasks:
         return multilabel(batch, normal, g, build, device)
+    if "bags" in card.tasks:
+        return bags(batch, normal, build, device)
     needs = {
         "features": lambda: normal(batch, 4, 3, 3),
         "ids": lambda: torch.arange(batch, device=device),
@@ -62,3 +64,19 @@ def multilabel(batch, normal, g, build, device) -> Sample:
         "a mask of another width": lambda p: p(scores, target >= 0),
     }
     return Sample(build, (scores,), lambda part, scores: part(scores, target), bad)
+
+
+def bags(batch, normal, build, device) -> Sample:
+    """A valid call of `loss(prediction, bag_targets, bags=ids)`, with bags of two."""
+    prediction, ids = normal(batch, 1), torch.arange(batch, device=device) // 2
+    target = normal((batch + 1) // 2)
+    bad = {
+        "a prediction of another rank": lambda p: p(prediction[0], target, bags=ids),
+        "an integer prediction": lambda p: p(prediction.long(), target, bags=ids),
+        "a NaN prediction": lambda p: p(prediction * float("nan"), target, bags=ids),
+        "an empty batch": lambda p: p(prediction[:0], target, bags=ids[:0]),
+        "a target of another length": lambda p: p(prediction, target[:-1], bags=ids),
+        "bags of another length": lambda p: p(prediction, target, bags=ids[:-1]),
+        "float bags": lambda p: p(prediction, target, bags=ids.double()),
+    }
+    return Sample(build, (prediction,), lambda part, x: part(x, target, bags=ids), bad)
