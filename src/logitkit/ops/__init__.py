@@ -38,6 +38,7 @@ from logitkit.ops.mutual_information import conditional_mutual_information, mutu
 from logitkit.ops.nms import nms, soft_nms
 from logitkit.ops.random import draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
+from logitkit.ops.retrieval import hubness_skew, k_occurrence, median_rank, recall_at, retrieval_ranks
 from logitkit.ops.soft_topk import soft_topk, soft_topk_threshold
 from logitkit.ops.softmax import log_softmax, logsumexp, softmax
 from logitkit.ops.spherical import SphericalOutput
@@ -65,7 +66,9 @@ __all__ = [
     "draw_normal",
     "draw_uniform",
     "fit_temperature",
+    "hubness_skew",
     "info_nce",
+    "k_occurrence",
     "labelled_nt_xent",
     "linear_attention",
     "linear_comp_sum",
@@ -77,12 +80,15 @@ __all__ = [
     "log_odds_against",
     "log_softmax",
     "logsumexp",
+    "median_rank",
     "multi_similarity",
     "mutual_information",
     "nms",
     "nt_xent",
     "pack_signs",
+    "recall_at",
     "reduce",
+    "retrieval_ranks",
     "row_weights",
     "sigmoid_contrastive",
     "soft_nms",

@@ -1,4 +1,5 @@
-"""A valid call of calibrate: `fit(logits, y)`, `transform(logits)`."""
+"""A valid call of calibrate: `fit(logits, y)`, `transform(logits)`; for retrieval `fit(query_bank,
+gallery_bank)`, `transform(similarities)`."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from contract.samples import CLASSES, Sample
 
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
+    if "retrieval" in card.tasks:
+        return _retrieval(batch, normal, build)
     logits = normal(200, CLASSES) * 3
     y = torch.randint(0, CLASSES, (200,), generator=g).to(device)
 
@@ -24,3 +27,19 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         "labels of another length to fit": lambda p: p.fit(logits, y[:-1]),
     }
     return Sample(fitted, (normal(batch, CLASSES),), lambda part, x: part.transform(x), bad)
+
+
+def _retrieval(batch, normal, build) -> Sample:
+    queries, items = normal(30, 9), normal(40, 9)
+    similarities = normal(batch, 9)
+    bad = {
+        "similarities of another rank": lambda p: p.transform(similarities[0]),
+        "similarities to another gallery": lambda p: p.transform(similarities[:, :-1]),
+        "NaN similarities": lambda p: p.transform(similarities * float("nan")),
+        "integer similarities": lambda p: p.transform(similarities.long()),
+        "an empty bank to fit": lambda p: p.fit(queries[:0], items),
+        "banks of two galleries to fit": lambda p: p.fit(queries, items[:, :-1]),
+    }
+    return Sample(
+        lambda: build().fit(queries, items), (similarities,), lambda part, x: part.transform(x), bad
+    )
