@@ -5,6 +5,7 @@ from logitkit.contrast.decoupled_softmax import DecoupledSoftmax, decoupled_soft
 from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local_triplet, match_local
 from logitkit.contrast.multi_positive import MultiPositive
 from logitkit.contrast.soft_topk import SoftTopK
+from logitkit.contrast.tempnet_contrastive import TemperatureGenerator, TempNetContrastive
 
 __all__ = [
     "DecoupledSoftmax",
@@ -12,6 +13,8 @@ __all__ = [
     "MultiPositive",
     "RankingLoss",
     "SoftTopK",
+    "TempNetContrastive",
+    "TemperatureGenerator",
     "decoupled_softmax",
     "hard_tuples",
     "local_triplet",

@@ -152,5 +152,6 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
         raise InputError(
             f"softmax={recipe.softmax} needs classes; data={recipe.data} is a {shape.task} task."
         )
-    normalizer = None if plain else catalog.create("softmax", softmax.name, **recipe.softmax.kwargs)
+    known = {**shape.context(), **recipe.softmax.kwargs}
+    normalizer = None if plain else catalog.create("softmax", softmax.name, **known)
     return Network(backbone, head, normalizer, head_takes_target="target" in card.needs)

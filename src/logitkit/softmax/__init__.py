@@ -3,6 +3,7 @@
 from logitkit.softmax.base import Normalizer
 from logitkit.softmax.softmax import Softmax, softmax
 from logitkit.softmax.stablemax import StableMax, collapse_fraction, log_stablemax, stablemax
+from logitkit.softmax.tempnet import TempNet, solve_tau, tau_cross_entropy
 from logitkit.softmax.two_pass import ExtExp, TwoPass, TwoPassState, two_pass_softmax
 
 __all__ = [
@@ -10,11 +11,14 @@ __all__ = [
     "Normalizer",
     "Softmax",
     "StableMax",
+    "TempNet",
     "TwoPass",
     "TwoPassState",
     "collapse_fraction",
     "log_stablemax",
     "softmax",
+    "solve_tau",
     "stablemax",
+    "tau_cross_entropy",
     "two_pass_softmax",
 ]

@@ -1,4 +1,5 @@
-"""A valid call: `loss(embeddings, labels, **needs)`, or `loss(scores, target)` where labels are many."""
+"""A valid call: `loss(embeddings, labels, **needs)`, `loss(view_a, view_b, **needs)` for retrieval, or
+`loss(scores, target)` where labels are many."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from contract.samples import FEATURES, Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "multilabel" in card.tasks:
         return losses.multilabel(batch, normal, g, build, device)
+    if "retrieval" in card.tasks:
+        return two_views(card, batch, normal, build, device)
     embeddings = normal(batch, FEATURES)
     labels = (torch.arange(batch) % 3).to(device)
     needs = {
@@ -33,3 +36,17 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         "float labels": lambda p: p(embeddings, labels.double(), **extra),
     }
     return Sample(build, (embeddings,), call, bad)
+
+
+def two_views(card, batch, normal, build, device) -> Sample:
+    """A valid call of `loss(view_a, view_b, **needs)`."""
+    a, b = normal(batch, FEATURES), normal(batch, FEATURES)
+    extra = {name: torch.arange(batch, device=device) for name in card.needs}
+    bad = {
+        "a view of another rank": lambda p: p(a[0], b, **extra),
+        "integer views": lambda p: p(a.long(), b.long(), **extra),
+        "NaN": lambda p: p(a * float("nan"), b, **extra),
+        "an empty batch": lambda p: p(a[:0], b[:0], **{k: v[:0] for k, v in extra.items()}),
+        "views of other lengths": lambda p: p(a, torch.cat([b, b]), **extra),
+    }
+    return Sample(build, (a,), lambda part, a: part(a, b, **extra), bad)
