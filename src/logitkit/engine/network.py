@@ -65,15 +65,19 @@ class Network(nn.Module):
 
     def outputs(self, x: Tensor, target: Tensor | None = None) -> Outputs:
         """The scores, and what they came from."""
-        features = self.backbone.forward_features(x)  # type: ignore[operator]
-        pooled = self.backbone.pool(features)  # type: ignore[operator]
+        features, pooled = self.hidden(x)
         raw = self.head(pooled, target=target) if self._head_takes_target else self.head(pooled)
         scores = raw if self.normalizer is None else self.normalizer.log(raw)  # type: ignore[operator]
         return Outputs(scores, raw, pooled, features)
 
+    def hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The backbone's last feature map, and the pooled features."""
+        features = self.backbone.forward_features(x)  # type: ignore[operator]
+        return features, self.backbone.pool(features)  # type: ignore[operator]
+
     def embed(self, x: Tensor) -> Tensor:
         """Pooled features (batch, out_features)."""
-        return self.backbone.pool(self.backbone.forward_features(x))  # type: ignore[operator]
+        return self.hidden(x)[1]
 
 
 class _Wrapped(nn.Module):

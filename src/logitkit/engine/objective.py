@@ -13,6 +13,7 @@ from logitkit.engine.network import Network, Shape, locate
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError
+from logitkit.heads import LinearHead
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,18 @@ class Objective(nn.Module):
         super().__init__()
         self.losses = nn.ModuleList(term.loss for term in terms)
         self._terms = [(term.weight, term.needs, term.of) for term in terms]
+        # Where no term looks at scores, they are not made: over very many classes they would fill the memory.
+        self._of_scores = any(term.of in ("scores", "raw") for term in terms)
+        self._of_layer = any("weight" in term.needs for term in terms)
 
     def forward(self, network: Network, batch: Batch) -> Tensor:
-        found = network.outputs(batch.x, batch.y)._asdict()
-        known: dict[str, Any] = {**found, "ids": batch.ids, "model": network, "inputs": batch.x}
+        known: dict[str, Any] = {"ids": batch.ids, "model": network, "inputs": batch.x}
+        if self._of_scores:
+            known |= network.outputs(batch.x, batch.y)._asdict()
+        else:
+            known["features"], known["embeddings"] = network.hidden(batch.x)
+        if self._of_layer:
+            known |= {"weight": network.head.weight, "bias": network.head.bias}
         total: Tensor | None = None
         for loss, (weight, needs, of) in zip(self.losses, self._terms, strict=True):
             value = loss(known[of], batch.y, **{k: known[k] for k in needs})
@@ -82,7 +91,14 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
         first = Term(_OwnLoss(owners[owner]), of="raw")  # type: ignore[arg-type]
     else:
         first = _term("loss", PartSpec(name=TASKS[shape.task].loss), shape)
-    return Objective([first, *(_term("regularize", spec, shape) for spec in recipe.regularize)])
+    terms = [first, *(_term("regularize", spec, shape) for spec in recipe.regularize)]
+    plain = isinstance(network.head, LinearHead) and network.normalizer is None
+    if not plain and any("weight" in term.needs for term in terms):
+        raise InputError(
+            f"a loss that works on the last layer's weight needs head=linear and softmax=softmax, not"
+            f" head={recipe.head} and softmax={recipe.softmax}."
+        )
+    return Objective(terms)
 
 
 def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
@@ -101,5 +117,6 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
         )
     loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
-    of = "embeddings" if card.room == "contrast" and shape.task == "classification" else "scores"
+    contrast = card.room == "contrast" and shape.task == "classification"
+    of = "embeddings" if contrast or "weight" in card.needs else "scores"
     return Term(loss, spec.weight, card.needs, of)

@@ -14,6 +14,7 @@ from logitkit.losses.bias_loss import BiasLoss, feature_diversity
 from logitkit.losses.binary_cross_entropy import BinaryCrossEntropy
 from logitkit.losses.comp_sum import CompSum, CompSumTransform, comp_sum
 from logitkit.losses.cross_entropy import CrossEntropy, cross_entropy
+from logitkit.losses.cut_cross_entropy import CutCrossEntropy
 from logitkit.losses.dco import (
     DCOLoss,
     dco,
@@ -41,6 +42,7 @@ __all__ = [
     "CompSum",
     "CompSumTransform",
     "CrossEntropy",
+    "CutCrossEntropy",
     "DCOLoss",
     "EnsLoss",
     "Focal",

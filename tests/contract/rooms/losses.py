@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contract.samples import CLASSES, Probe, Sample, context
+from contract.samples import CLASSES, FEATURES, Probe, Sample, context
 
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "multilabel" in card.tasks:
         return multilabel(batch, normal, g, build, device)
+    if "weight" in card.needs:
+        return of_the_last_layer(batch, normal, g, build, device)
     if "bags" in card.tasks:
         return bags(batch, normal, build, device)
     needs = {
@@ -80,3 +82,19 @@ def bags(batch, normal, build, device) -> Sample:
         "float bags": lambda p: p(prediction, target, bags=ids.double()),
     }
     return Sample(build, (prediction,), lambda part, x: part(x, target, bags=ids), bad)
+
+
+def of_the_last_layer(batch, normal, g, build, device) -> Sample:
+    """A valid call of `loss(features, target, weight, bias)`."""
+    features, weight, bias = normal(batch, FEATURES), normal(CLASSES, FEATURES), normal(CLASSES)
+    target = torch.randint(0, CLASSES, (batch,), generator=g).to(device)
+    bad = {
+        "features of another rank": lambda p: p(features[0], target, weight, bias),
+        "features of another width": lambda p: p(features[:, 1:], target, weight, bias),
+        "NaN features": lambda p: p(features * float("nan"), target, weight, bias),
+        "an empty batch": lambda p: p(features[:0], target[:0], weight, bias),
+        "a target of another length": lambda p: p(features, target[:-1], weight, bias),
+        "a label out of range": lambda p: p(features, target * 0 + 99, weight, bias),
+        "a bias of another length": lambda p: p(features, target, weight, bias[:-1]),
+    }
+    return Sample(build, (features,), lambda part, features: part(features, target, weight, bias), bad)
