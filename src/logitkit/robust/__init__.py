@@ -1,7 +1,10 @@
-"""Attacks and adversarial objectives: what a small change of the input can do, and training against it."""
+"""Attacks and adversarial objectives: what a small change of the input can do, and training against it.
+Labels from the votes of a crowd."""
 
 from logitkit.robust.adv_comp_sum import AdvCompSum
+from logitkit.robust.dawid_skene import DawidSkene, vote_shares
 from logitkit.robust.fgsm import FGSM
 from logitkit.robust.pgd import PGD
+from logitkit.robust.toptwo import TopTwo, TopTwoAnswers
 
-__all__ = ["FGSM", "PGD", "AdvCompSum"]
+__all__ = ["FGSM", "PGD", "AdvCompSum", "DawidSkene", "TopTwo", "TopTwoAnswers", "vote_shares"]

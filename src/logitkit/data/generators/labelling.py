@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from logitkit.data.base import Dataset
 from logitkit.data.generators.check import at_least, fraction
@@ -32,20 +32,28 @@ def crowd(
     at_least(1, workers=workers, dim=dim)
     fraction(share=share)
     source = mixture(generator, n=n, classes=classes, dim=dim)
-    y = source.y
+    extras = crowd_votes(generator, source.y, classes, workers, share)
+    return Dataset("crowd", source.x, source.y, "classification", "vector", numbered(classes), extras)
+
+
+def crowd_votes(
+    generator: Generator, y: Tensor, classes: int, workers: int, share: float
+) -> dict[str, Tensor]:
+    """Votes on items whose true classes are y (n,), by the model of `crowd`, and what they were drawn from:
+    the extras of that data set."""
+    n = len(y)
     second = (y + torch.randint(1, classes, (n,), generator=generator)) % classes
     clarity = 0.5 + 0.5 * torch.rand(n, generator=generator)
     skill = torch.rand(workers, generator=generator)
 
-    def chance(probability: torch.Tensor) -> torch.Tensor:
+    def chance(probability: Tensor) -> Tensor:
         return torch.rand(n, workers, generator=generator) < probability
 
     informed = torch.where(chance(clarity[:, None]), y[:, None], second[:, None])
     guess = torch.randint(classes, (n, workers), generator=generator)
     votes = torch.where(chance(skill), informed, guess)
     votes = torch.where(chance(torch.tensor(share)), votes, -1)
-    extras = {"votes": votes, "second": second, "clarity": clarity, "skill": skill.expand(n, workers).clone()}
-    return Dataset("crowd", source.x, y, "classification", "vector", numbered(classes), extras)
+    return {"votes": votes, "second": second, "clarity": clarity, "skill": skill.expand(n, workers).clone()}
 
 
 def ratings(

@@ -1,0 +1,1 @@
+"""Claims of attacks, adversarial objectives and aggregation of votes."""
