@@ -22,6 +22,7 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         "ids": lambda: torch.arange(batch, device=device),
         "model": lambda: Probe(dtype).to(device),
         "inputs": lambda: normal(batch, 7),
+        "embeddings": lambda: normal(batch, 6),
     }
     extra = {name: needs[name]() for name in card.needs}
     regression = card.tasks == {"regression"}
