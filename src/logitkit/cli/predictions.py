@@ -11,12 +11,15 @@ from logitkit.engine.checkpoint import write_atomically
 
 def write_predictions(model: Predictor, source: str, output: Path) -> int:
     """Write a line per row of `source`: `prediction`, and for classes `p_<class>` each; of several labels the
-    five best. Returns the rows."""
+    five best, for retrieval the embedding. Returns the rows."""
     import polars as pl
 
     x = model.inputs(source)
     if model.shape.task == "regression":
         table = pl.DataFrame({"prediction": model.values(x).numpy()})
+    elif model.shape.task == "retrieval":
+        columns = model.embeddings(x).T.numpy()
+        table = pl.DataFrame({f"embedding_{k}": column for k, column in enumerate(columns)})
     elif model.shape.task == "multilabel":
         best = model.scores(x).topk(min(5, model.shape.num_classes), 1).indices.tolist()
         table = pl.DataFrame([[model.names[k] for k in row] for row in best], orient="row")

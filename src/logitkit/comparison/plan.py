@@ -88,7 +88,7 @@ class Plan:
     @property
     def resolution(self) -> float:
         """Smallest step of the metric: one test row for an accuracy, 0 for a continuous metric."""
-        return 1 / self._sizes[0] if "accuracy" in self.metric or "p@1" in self.metric else 0.0
+        return 1 / self._sizes[0] if any(name in self.metric for name in ("accuracy", "p@1", "r@")) else 0.0
 
 
 @cache

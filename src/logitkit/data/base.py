@@ -15,7 +15,10 @@ from torch import Tensor
 
 from logitkit.errors import InputError
 
-Task = Literal["classification", "regression", "multilabel", "sequence"]
+Task = Literal["classification", "ordinal", "retrieval", "regression", "multilabel", "sequence"]
+OF_CLASSES = ("classification", "ordinal", "retrieval")
+"""Tasks whose labels are one class per row."""
+
 Kind = Literal["vector", "image", "tokens", "table"]
 
 IGNORE = -100
@@ -77,6 +80,8 @@ class Dataset:
     name:        the canonical spec, e.g. `"digits+noise=0.4"`.
     x:           (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], (N, L) int64 tokens, or a
                  `Table` of raw columns.
+    task:        what is to be learned; "ordinal" are classes in order, "retrieval" classes of which some are
+                 kept from training.
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
                  up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored.
     class_names: one name per class; for a sequence task, per token. None for regression.

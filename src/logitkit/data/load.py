@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from logitkit.data import arrays, folder, hub, tables, text
-from logitkit.data.base import Dataset, Kind, Options, Table, seeded
+from logitkit.data.base import OF_CLASSES, Dataset, Kind, Options, Table, seeded
 from logitkit.data.bundled import BUNDLED, bundled
 from logitkit.data.generators import GENERATORS, generate
 from logitkit.data.preprocess import Preprocessor
@@ -49,7 +49,8 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
       imbalance   training rows of the largest class per row of the smallest
       limit       keep this many rows, drawn at random
       seed        of the generator and of the rows drawn by `limit`; default 0
-      task        "classification" or "regression", where the label's type would say otherwise
+      task        "classification" or "regression", where the label's type would say otherwise; "ordinal" for
+                  classes in order; "retrieval" to find rows of classes that training has not seen
       size        pixels that the images of a folder or a Hugging Face set are resized to; default 32
       length      bytes per row of text; default 64
 
@@ -65,6 +66,9 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
         dataset = _from_object(source, spec, label, kind)
         spec = replace(spec, body=dataset.name)
     _check_options(spec, dataset)
+    task = spec.options.get("task")
+    if task in OF_CLASSES:
+        dataset = replace(dataset, task=task)
     if "limit" in spec.options and spec.options["limit"] < len(dataset):
         order = torch.randperm(len(dataset), generator=seeded(spec.options.get("seed", 0), "limit"))
         dataset = dataset.take(order[: spec.options["limit"]].sort().values)
@@ -110,7 +114,7 @@ def _known(body: str) -> bool:
 
 def _from_spec(spec: Spec, length: int | None = None) -> Dataset:
     head, _, rest = spec.body.partition(":")
-    task = spec.options.get("task")
+    task = spec.reads
     size = spec.options.get("size", folder.SIZE)
     length = spec.options.get("length", length or text.LENGTH)
     if head in GENERATORS:
@@ -179,9 +183,9 @@ def _from_object(source: Any, spec: Spec, label: str | None, kind: Kind | None) 
             raise InputError(
                 f"which column is the label? Pass label=...; columns: {', '.join(frame.columns)}."
             )
-        return tables.labelled(frame, label, spec.options.get("task"), "frame")
+        return tables.labelled(frame, label, spec.reads, "frame")
     if isinstance(source, tuple | list) and len(source) == 2:
-        return arrays.labelled(source[0], source[1], "arrays", spec.options.get("task"), kind)
+        return arrays.labelled(source[0], source[1], "arrays", spec.reads, kind)
     raise InputError(
         f"data must be a spec, a Dataset, a pair (x, y) or a frame, not {type(source).__name__}."
     )
@@ -190,14 +194,18 @@ def _from_object(source: Any, spec: Spec, label: str | None, kind: Kind | None) 
 def _check_options(spec: Spec, dataset: Dataset) -> None:
     """Raise `InputError` for options that this data set has no use for."""
     for key in ("noise", "noise_type", "imbalance"):
-        if key in spec.options and dataset.task != "classification":
+        if key in spec.options and dataset.task not in OF_CLASSES:
             raise InputError(f"+{key} is for classification, and {dataset.name} is a {dataset.task} task.")
+    task = spec.options.get("task")
+    if task in OF_CLASSES and dataset.task not in OF_CLASSES:
+        raise InputError(f"+task={task} needs classes, and {dataset.name} is a {dataset.task} task.")
     head = spec.body.partition(":")[0]
     is_folder = head not in SOURCES and Path(spec.body).is_dir()
     uses = {
         "size": head == "hf" or is_folder,
         "length": head in ("hf", "text"),
-        "task": not (_known(spec.body) and head not in ("hf", "openml")) and not is_folder,
+        "task": spec.options.get("task") in ("ordinal", "retrieval")
+        or (not (_known(spec.body) and head not in ("hf", "openml")) and not is_folder),
     }
     for key, used in uses.items():
         if key in spec.options and not used:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from logitkit.data.base import Options
+from logitkit.data.base import OF_CLASSES, Options
 from logitkit.errors import InputError, nearest
 
 NOISE_TYPES = ("symmetric", "pair")
-TASKS = ("classification", "regression")
+TASKS = ("classification", "regression", "ordinal", "retrieval")
 
 _OPTIONS = re.compile(r"(?:\+[A-Za-z_]+=[^+]*)+$")
 
@@ -28,6 +28,12 @@ class Spec:
     def name(self) -> str:
         """The spec in canonical form: options in alphabetical order, numbers without trailing zeros."""
         return self.body + "".join(f"+{key}={shown(value)}" for key, value in sorted(self.options.items()))
+
+    @property
+    def reads(self) -> Any:
+        """The task that labels are read for, if the spec says: ordinal and retrieval tasks have classes."""
+        task = self.options.get("task")
+        return "classification" if task in OF_CLASSES else task
 
     @property
     def pending(self) -> Options:

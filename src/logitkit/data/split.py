@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from logitkit.data.base import Dataset, Options, Split, seeded
+from logitkit.data.base import OF_CLASSES, Dataset, Options, Split, seeded
 from logitkit.errors import InputError
 
 REGRESSION_STRATA = 10
@@ -20,7 +20,9 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
     test, val: fractions of all rows, each in [0, 1) and together below 1. Every class keeps its share in
     each part to within one row, and at least one row in each part that is not empty. Regression targets
     are stratified by decile; multi-label and sequence tasks are split at random. A source with a fixed split
-    keeps its test rows (and validation rows, if it has them) whatever the seed.
+    keeps its test rows (and validation rows, if it has them) whatever the seed. For retrieval, `test` is the
+    fraction of classes, at least 2, that training never sees, whatever the source; labels are numbered anew,
+    the classes seen in training first.
 
     The options of the data set are applied here. Imbalance thins the training rows only: class k of K
     keeps n * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise
@@ -33,7 +35,9 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
         raise InputError(
             f"test={test} and val={val} must be fractions of the rows that leave some to train on."
         )
-    if dataset.fixed_split is None:
+    if dataset.task == "retrieval":
+        dataset, index = _by_class(dataset, test, val, seed)
+    elif dataset.fixed_split is None:
         everything = torch.arange(len(dataset))
         index = _cut(dataset, everything, {"test": test, "val": val}, seed)
     else:
@@ -50,6 +54,25 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
     return Split(parts["train"], parts["val"], parts["test"], index)
 
 
+def _by_class(dataset: Dataset, test: float, val: float, seed: int) -> tuple[Dataset, dict[str, Tensor]]:
+    """Whole classes for test; the others, numbered first, are cut into training and validation rows."""
+    present = dataset.y.unique()
+    unseen = max(2, round(test * len(present)))
+    if len(present) < unseen + 2:
+        raise InputError(
+            f"{dataset.name} has {len(present)} classes, fewer than the 4 that retrieval needs: 2 to train on"
+            " and 2 to find."
+        )
+    order = present[torch.randperm(len(present), generator=seeded(seed, "classes"))]
+    place = torch.full((int(dataset.y.max()) + 1,), -1)
+    place[order] = torch.arange(len(order))
+    y, seen = place[dataset.y], len(present) - unseen
+    names = dataset.class_names and tuple(dataset.class_names[k] for k in order.tolist())
+    dataset = replace(dataset, y=y, class_names=names, fixed_split=None)
+    index = _cut(dataset, (y < seen).nonzero().flatten(), {"val": val}, seed)
+    return dataset, {**index, "test": (y >= seen).nonzero().flatten()}
+
+
 def _complete(dataset: Dataset, fractions: dict[str, float], seed: int) -> dict[str, Tensor]:
     """The source's own split; parts it lacks are cut from its training rows."""
     fixed = dict(dataset.fixed_split or {})
@@ -60,7 +83,7 @@ def _complete(dataset: Dataset, fractions: dict[str, float], seed: int) -> dict[
 
 def _strata(dataset: Dataset, rows: Tensor) -> Tensor:
     """(rows,) the stratum of each row, numbered without gaps."""
-    if dataset.task == "classification":
+    if dataset.task in OF_CLASSES:
         return torch.unique(dataset.y[rows], return_inverse=True)[1]
     if dataset.task == "regression":
         strata = max(1, min(REGRESSION_STRATA, len(rows) // 5))
@@ -107,7 +130,7 @@ def _apportion(sizes: Tensor, fraction: float, generator: torch.Generator) -> Te
 def _enough(dataset: Dataset, rows: Tensor, parts: int) -> None:
     if len(rows) < parts:
         raise InputError(f"{dataset.name} has {len(rows)} rows, too few for {parts} parts.")
-    if dataset.task != "classification":
+    if dataset.task not in OF_CLASSES:
         return
     counts = dataset.y[rows].bincount()
     present = counts.nonzero().flatten()

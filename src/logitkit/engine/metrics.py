@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitkit.ops import calibration_error
+from logitkit.ops import calibration_error, skewness
+from logitkit.ops.sphere import cosine
 
 BINS = 15
+# Queries whose similarities to everything are held at once.
+QUERIES = 1024
 
 
 def classification(probabilities: Tensor, y: Tensor) -> dict[str, float]:
@@ -39,6 +42,51 @@ def regression(predictions: Tensor, y: Tensor) -> dict[str, float]:
         "mae": error.abs().mean().item(),
         "r2": 1.0 - (error.square().mean() / variance.clamp(min=1e-300)).item(),
     }
+
+
+def ordinal(probabilities: Tensor, y: Tensor) -> dict[str, float]:
+    """For (batch, levels) probabilities of levels in order: the mean number of levels between y and the
+    distribution's median, the ranked probability score sum_k (P(level <= k) - 1[y <= k])^2, quadratically
+    weighted kappa of the median, accuracy of the most probable level, and negative log-likelihood."""
+    levels = probabilities.shape[1]
+    below = probabilities.double().cumsum(1)
+    median = (below < 0.5).sum(1).clamp(max=levels - 1)
+    truth = (y[:, None] <= torch.arange(levels, device=y.device)).double()
+    apart = (median - y).double()
+    counts = [torch.bincount(each, minlength=levels).double() / len(y) for each in (median, y)]
+    distance = (torch.arange(levels)[:, None] - torch.arange(levels)).double().square()
+    by_chance = float(counts[0] @ distance @ counts[1])
+    tiny = torch.finfo(probabilities.dtype).tiny
+    return {
+        "mae": apart.abs().mean().item(),
+        "rps": (below - truth).square().sum(1).mean().item(),
+        "kappa": 1.0 - apart.square().mean().item() / by_chance if by_chance > 0 else 1.0,
+        "accuracy": (probabilities.argmax(1) == y).double().mean().item(),
+        "nll": -probabilities.gather(1, y[:, None]).clamp(min=tiny).double().log().mean().item(),
+    }
+
+
+def retrieval(embeddings: Tensor, y: Tensor) -> dict[str, float]:
+    """Each row queries all others by the cosine of (batch, d) embeddings; those of its class are relevant.
+
+    map is the mean over queries of their average precision, r@k the share with a relevant row among the k
+    nearest, hubness the skewness of 10-occurrences. Rows alone in their class are no queries.
+    """
+    rows, found = torch.arange(len(y)), torch.zeros(3, dtype=torch.float64)
+    occurrence, queries = torch.zeros(len(y), dtype=torch.long), 0
+    for some in rows.split(QUERIES):
+        similarity = cosine(embeddings[some], embeddings)
+        similarity[torch.arange(len(some)), some] = -math.inf
+        order = similarity.argsort(dim=1, descending=True)[:, :-1]
+        occurrence += order[:, :10].flatten().bincount(minlength=len(y))
+        relevant = y[order] == y[some, None]
+        relevant = relevant[relevant.any(1)].double()
+        precision = relevant.cumsum(1) / rows[1:]
+        average = (precision * relevant).sum(1) / relevant.sum(1)
+        found += torch.stack([average.sum(), relevant[:, 0].sum(), relevant[:, :10].amax(1).sum()])
+        queries += len(relevant)
+    named = zip(("map", "r@1", "r@10"), (found / max(queries, 1)).tolist(), strict=True)
+    return {**dict(named), "hubness": skewness(occurrence)}
 
 
 # Of the propensity model (Jain, Prabhu, Varma, KDD 2016), for collections that have none of their own.

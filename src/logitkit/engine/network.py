@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from logitkit import catalog
 from logitkit.engine.recipe import PartSpec, Recipe
+from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError, nearest
 
 
@@ -141,7 +142,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
     """The network of `recipe` for data of `shape`, initialised from the global seed."""
     for slot, room in (("model", "models"), ("head", "heads")):
         spec = getattr(recipe, slot)
-        if ":" not in spec.name and shape.task not in catalog.get(room, spec.name).tasks:
+        if ":" not in spec.name and TASKS[shape.task].like not in catalog.get(room, spec.name).tasks:
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
     backbone = build_backbone(recipe.model, shape.input_shape)
     card = catalog.get("heads", recipe.head.name)
@@ -152,7 +153,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
     )
     softmax = catalog.get("softmax", recipe.softmax.name)
     plain = softmax.name == "softmax" and not recipe.softmax.args
-    if not plain and shape.task != "classification":
+    if not plain and TASKS[shape.task].like != "classification":
         raise InputError(
             f"softmax={recipe.softmax} needs classes; data={recipe.data} is a {shape.task} task."
         )

@@ -109,14 +109,15 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
         return Term(make(**known, **spec.kwargs), spec.weight)
     card = card_of(slot, spec)
     assert card is not None
-    binary = shape.task == "classification" and shape.num_classes == 2 and "binary" in card.tasks
-    if shape.task not in card.tasks and not binary:
+    like = TASKS[shape.task].like
+    binary = like == "classification" and shape.num_classes == 2 and "binary" in card.tasks
+    if like not in card.tasks and not binary:
         able = " or ".join(sorted(card.tasks))
         raise InputError(
             f"{slot}={spec} is for {able}; the data is a {shape.task} task with {shape.num_classes} outputs."
         )
     loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
-    contrast = card.room == "contrast" and shape.task == "classification"
+    contrast = card.room == "contrast" and like == "classification"
     of = "embeddings" if contrast or "weight" in card.needs else "scores"
     return Term(loss, spec.weight, card.needs, of)

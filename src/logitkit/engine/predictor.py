@@ -54,7 +54,7 @@ class Predictor:
         calibrators: list[Any] = []
         x_val, y_val = prepared.val
         if recipe.calibrate:
-            if prepared.shape.task != "classification":
+            if not TASKS[prepared.shape.task].classes:
                 raise InputError(
                     f"calibrate={recipe.calibrate[0]} needs classes; this is a {prepared.shape.task} task."
                 )
@@ -64,7 +64,7 @@ class Predictor:
                 calibrators.append(calibrator)
                 scores = _log(calibrator.transform(scores))
         detector = None
-        if prepared.shape.task == "classification":
+        if TASKS[prepared.shape.task].classes:
             spec = recipe.detect
             detector = catalog.create("detect", spec.name, **spec.kwargs)
             view = _detector_view(catalog.get("detect", spec.name).needs, network)
@@ -99,6 +99,11 @@ class Predictor:
         with torch.no_grad():
             return self.preprocessor.inverse_target(to_prediction(self.network, self.scores(x)))
 
+    def embeddings(self, x: Tensor) -> Tensor:
+        """Pooled features (batch, features) of preprocessed inputs, to be compared by their cosine."""
+        with threads(self.recipe.threads):
+            return forward(self.network.embed, x)
+
     def abnormality(self, x: Tensor) -> Tensor:
         """The detector's score (batch,) of preprocessed inputs: higher is more abnormal."""
         view = _detector_view(catalog.get("detect", self.recipe.detect.name).needs, self.network)
@@ -107,15 +112,18 @@ class Predictor:
 
     def predict_proba(self, source: Any) -> Tensor:
         """Class probabilities (batch, classes) for anything `logitkit.data.load_unlabelled` takes."""
-        if self.shape.task != "classification":
+        if not TASKS[self.shape.task].classes:
             raise InputError(f"a {self.shape.task} model has no class probabilities; use predict.")
         return self.probabilities(self.inputs(source))
 
     def predict(self, source: Any) -> Tensor | list[str]:
-        """The most probable class's (or best label's) name per row, or the predicted value for regression."""
+        """The most probable class's (or best label's) name per row; for regression the predicted value, for
+        retrieval the embedding (rows, features)."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
+        if self.shape.task == "retrieval":
+            return self.embeddings(x)
         if self.shape.task == "multilabel":
             return [self.names[k] for k in self.scores(x).argmax(1).tolist()]
         return [self.names[k] for k in self.probabilities(x).argmax(1).tolist()]

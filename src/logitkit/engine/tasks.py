@@ -21,10 +21,14 @@ Judged = tuple[dict[str, float], dict[str, Any]]
 class Task(Protocol):
     """One kind of problem.
 
+    like:     the task that parts must be able to do: an ordinal task takes the parts of classification.
+    classes:  whether a model of it gives class probabilities, and so can be calibrated.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
     loss:     what `loss=auto` stands for; `compared` what a comparison without a choice compares.
     """
 
+    like: ClassVar[str]
+    classes: ClassVar[bool]
     metrics: ClassVar[Mapping[str, bool]]
     primary: ClassVar[str]
     loss: ClassVar[str]
@@ -56,6 +60,9 @@ class Task(Protocol):
 
 class Classification:
     """One of several classes."""
+
+    like: ClassVar[str] = "classification"
+    classes: ClassVar[bool] = True
 
     metrics: ClassVar[Mapping[str, bool]] = {
         "accuracy": True, "balanced_accuracy": True, "nll": False, "ece": False, "ood_auroc": True,
@@ -89,6 +96,9 @@ class Classification:
 class Regression:
     """A number. Losses see it standardised; metrics are in its own units."""
 
+    like: ClassVar[str] = "regression"
+    classes: ClassVar[bool] = False
+
     metrics: ClassVar[Mapping[str, bool]] = {"rmse": False, "mae": False, "r2": True, "noise_rmse": False}
     primary: ClassVar[str] = "rmse"
     loss: ClassVar[str] = "mse"
@@ -117,6 +127,9 @@ class Regression:
 class MultiLabel:
     """Any number of labels out of many. Targets are lists of labels, filled up with -1."""
 
+    like: ClassVar[str] = "multilabel"
+    classes: ClassVar[bool] = False
+
     metrics: ClassVar[Mapping[str, bool]] = {
         "p@1": True, "p@3": True, "p@5": True, "ndcg@5": True, "psp@1": True, "psp@5": True,
         "noise_p@1": True,
@@ -144,8 +157,54 @@ class MultiLabel:
         return M.multilabel(predictor.scores(x), y, train), {}
 
 
+class Ordinal(Classification):
+    """Classes in order: a mistake costs the number of levels between."""
+
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "mae": False, "rps": False, "kappa": True, "accuracy": True, "nll": False, "ood_auroc": True,
+        "noise_mae": False,
+    }  # fmt: skip
+    primary: ClassVar[str] = "mae"
+    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
+
+    def validate(
+        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+    ) -> dict[str, float]:
+        found = M.ordinal(scores.softmax(1), target)
+        return {"val_score": -found["mae"], "val_mae": found["mae"], "val_nll": found["nll"]}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.ordinal(predictor.probabilities(x), y), {}
+
+
+class Retrieval(Classification):
+    """Classes of which the test rows' own never come up in training: each row is to find its like by the
+    cosine of embeddings."""
+
+    classes: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "map": True, "r@1": True, "r@10": True, "hubness": False, "noise_map": True,
+    }  # fmt: skip
+    primary: ClassVar[str] = "map"
+    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return int(dataset.y.max()) + 1  # the classes seen in training come first
+
+    def validate(
+        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+    ) -> dict[str, float]:
+        accuracy = (scores.argmax(1) == target).double().mean().item()
+        return {"val_score": accuracy, "val_accuracy": accuracy}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.retrieval(predictor.embeddings(x), y), {}
+
+
 TASKS: dict[str, Task] = {
     "classification": Classification(),
+    "ordinal": Ordinal(),
+    "retrieval": Retrieval(),
     "regression": Regression(),
     "multilabel": MultiLabel(),
 }

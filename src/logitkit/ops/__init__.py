@@ -38,7 +38,14 @@ from logitkit.ops.mutual_information import conditional_mutual_information, mutu
 from logitkit.ops.nms import nms, soft_nms
 from logitkit.ops.random import draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
-from logitkit.ops.retrieval import hubness_skew, k_occurrence, median_rank, recall_at, retrieval_ranks
+from logitkit.ops.retrieval import (
+    hubness_skew,
+    k_occurrence,
+    median_rank,
+    recall_at,
+    retrieval_ranks,
+    skewness,
+)
 from logitkit.ops.soft_topk import soft_topk, soft_topk_threshold
 from logitkit.ops.softmax import log_softmax, logsumexp, softmax
 from logitkit.ops.spherical import SphericalOutput
@@ -91,6 +98,7 @@ __all__ = [
     "retrieval_ranks",
     "row_weights",
     "sigmoid_contrastive",
+    "skewness",
     "soft_nms",
     "soft_topk",
     "soft_topk_threshold",

@@ -63,7 +63,11 @@ def k_occurrence(similarities: Float[Tensor, "queries gallery"], k: int = 10) ->
 def hubness_skew(similarities: Float[Tensor, "queries gallery"], k: int = 10) -> float:
     """Skewness of the k-occurrences of all gallery items: above 1 there are hubs, items similar to everything
     (Radovanovic, Nanopoulos, Ivanovic, JMLR 2010). 0 if all occur equally often."""
-    count = k_occurrence(similarities, k).double()
-    away = count - count.mean()
+    return skewness(k_occurrence(similarities, k))
+
+
+def skewness(x: Float[Tensor, " n"] | Int[Tensor, " n"]) -> float:
+    """mean((x - mean)^3) / standard deviation^3; 0 if all are equal."""
+    away = x.double() - x.double().mean()
     spread = away.square().mean().sqrt()
     return (away.pow(3).mean() / spread.pow(3)).item() if spread > 0 else 0.0

@@ -206,6 +206,7 @@ def validation_score(study: Study) -> tuple[str, str]:
     """The curve's column that validation is read from, and its name."""
     return {
         "regression": ("val_rmse", "validation RMSE"),
+        "ordinal": ("val_mae", "validation MAE"),
         "multilabel": ("val_p@1", "validation P@1"),
     }.get(study.task, ("val_accuracy", "validation accuracy"))
 

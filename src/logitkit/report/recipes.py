@@ -99,5 +99,5 @@ def use_winner(study: Study, folder: str) -> str:
     """Three lines of Python."""
     own_code = ":" in str(study.arms[0].recipe["model"]).partition("(")[0]
     trust = ", trust_code=True" if own_code else ""
-    method = "predict_proba" if study.task == "classification" else "predict"
+    method = "predict_proba" if study.task in ("classification", "ordinal") else "predict"
     return f'import logitkit\n\nmodel = logitkit.load({json.dumps(folder)}{trust})\nmodel.{method}("new.csv")'
