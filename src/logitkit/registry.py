@@ -86,7 +86,7 @@ class Card:
     aliases:      other names that recipes accept.
     tasks:        what it can be trained on.
     needs:        extra keyword arguments its call takes (`"features"`, `"ids"`, `"model"`, `"inputs"`,
-                  `"target"`); the engine supplies them.
+                  `"target"`, `"views"`); the engine supplies them.
     search_space: hyperparameter -> range, what `tune=K` searches.
     no_compile:   why `torch.compile(fullgraph=True)` cannot work, if it cannot.
     no_gradcheck: why its autograd gradient is not the derivative of its value, if it is not.

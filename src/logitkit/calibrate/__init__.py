@@ -1,6 +1,15 @@
 """Post-hoc probabilities: `fit(logits, y)`, then `transform(logits)` -> probabilities."""
 
+from logitkit.calibrate.correctness_aware import CorrectnessAware, ca_loss, image_views
 from logitkit.calibrate.dbnorm import DualDIS, DualIS, inverted_softmax
 from logitkit.calibrate.temperature import TemperatureScaling
 
-__all__ = ["DualDIS", "DualIS", "TemperatureScaling", "inverted_softmax"]
+__all__ = [
+    "CorrectnessAware",
+    "DualDIS",
+    "DualIS",
+    "TemperatureScaling",
+    "ca_loss",
+    "image_views",
+    "inverted_softmax",
+]

@@ -180,6 +180,7 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
 
     from logitkit.engine.network import build_network
     from logitkit.engine.objective import build_objective
+    from logitkit.engine.predictor import build_calibrator
     from logitkit.engine.train import build_algorithm, build_optimizer
 
     with torch.random.fork_rng():
@@ -187,6 +188,8 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
         objective = build_objective(recipe, prepared.shape, network)
         build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
         build_algorithm(recipe)
+        for spec in recipe.calibrate:
+            build_calibrator(spec, prepared.shape)
 
 
 def _values(key: str, value: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from logitkit.data import Preprocessor
 from logitkit.engine import metrics as M
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.network import Network, Shape, build_network
-from logitkit.engine.recipe import Recipe
+from logitkit.engine.recipe import PartSpec, Recipe
 from logitkit.engine.tasks import TASKS, to_prediction
 from logitkit.engine.train import Prepared, forward, threads
 from logitkit.errors import InputError
@@ -54,15 +55,12 @@ class Predictor:
         calibrators: list[Any] = []
         x_val, y_val = prepared.val
         if recipe.calibrate:
-            if not TASKS[prepared.shape.task].classes:
-                raise InputError(
-                    f"calibrate={recipe.calibrate[0]} needs classes; this is a {prepared.shape.task} task."
-                )
             scores = forward(network, x_val)
             for spec in recipe.calibrate:
-                calibrator = catalog.create("calibrate", spec.name, **spec.kwargs).fit(scores, y_val)
-                calibrators.append(calibrator)
-                scores = _log(calibrator.transform(scores))
+                calibrator = build_calibrator(spec, prepared.shape)
+                seen = _seen(calibrator, spec, network, x_val)
+                calibrators.append(calibrator.fit(scores, y_val, **seen))
+                scores = _log(calibrator.transform(scores, **seen))
         detector = None
         if TASKS[prepared.shape.task].classes:
             spec = recipe.detect
@@ -90,8 +88,8 @@ class Predictor:
     def probabilities(self, x: Tensor) -> Tensor:
         """Calibrated class probabilities (batch, classes) of preprocessed inputs."""
         scores = self.scores(x)
-        for calibrator in self.calibrators:
-            scores = _log(calibrator.transform(scores))
+        for calibrator, spec in zip(self.calibrators, self.recipe.calibrate, strict=True):
+            scores = _log(calibrator.transform(scores, **_seen(calibrator, spec, self.scores, x)))
         return scores.softmax(1)
 
     def values(self, x: Tensor) -> Tensor:
@@ -218,7 +216,7 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
     with torch.random.fork_rng():
         network = build_network(recipe, shape)
-        calibrators = [catalog.create("calibrate", s.name, **s.kwargs) for s in recipe.calibrate]
+        calibrators = [build_calibrator(spec, shape) for spec in recipe.calibrate]
         detector = None
         if state["detector"] is not None:
             detector = catalog.create("detect", recipe.detect.name, **recipe.detect.kwargs)
@@ -233,6 +231,29 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     )  # fmt: skip
     predictor.metrics = about["metrics"]
     return predictor
+
+
+def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
+    """The calibrator `spec` for data of `shape`. Raises InputError for one that cannot take them."""
+    card = catalog.get("calibrate", spec.name)
+    task = TASKS[shape.task]
+    if not (task.classes and task.like in card.tasks):
+        able = " or ".join(sorted(card.tasks))
+        raise InputError(f"calibrate={spec} is for {able}; this is a {shape.task} task.")
+    if "views" in card.needs and len(shape.input_shape) != 3:
+        raise InputError(
+            f"calibrate={spec} needs images (channels, height, width); the inputs are {shape.input_shape}."
+        )
+    return catalog.create("calibrate", spec.name, **spec.kwargs)
+
+
+def _seen(
+    calibrator: Any, spec: PartSpec, network: Callable[[Tensor], Tensor], x: Tensor
+) -> dict[str, Tensor]:
+    """What the calibrator needs besides the scores of `x`."""
+    if "views" not in catalog.get("calibrate", spec.name).needs:
+        return {}
+    return {"views": torch.stack([forward(network, view) for view in calibrator.make_views(x)])}
 
 
 def _log(probabilities: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """A valid call of calibrate: `fit(logits, y)`, `transform(logits)`; for retrieval `fit(query_bank,
-gallery_bank)`, `transform(similarities)`."""
+gallery_bank)`, `transform(similarities)`. Parts that need views take their logits as `views` in both."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from contract.samples import CLASSES, Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "retrieval" in card.tasks:
         return _retrieval(batch, normal, build)
+    if "views" in card.needs:
+        return _views(batch, normal, g, build, device)
     logits = normal(200, CLASSES) * 3
     y = torch.randint(0, CLASSES, (200,), generator=g).to(device)
 
@@ -42,4 +44,23 @@ def _retrieval(batch, normal, build) -> Sample:
     }
     return Sample(
         lambda: build().fit(queries, items), (similarities,), lambda part, x: part.transform(x), bad
+    )
+
+
+def _views(batch, normal, g, build, device) -> Sample:
+    logits, views = normal(200, CLASSES) * 3, normal(4, 200, CLASSES)
+    y = torch.randint(0, CLASSES, (200,), generator=g).to(device)
+    bad = {
+        "NaN logits": lambda p: p.transform(logits * float("nan"), views=views),
+        "views of other rows": lambda p: p.transform(logits, views=views[:, :-1]),
+        "another number of views": lambda p: p.transform(logits, views=views[:2]),
+        "NaN views": lambda p: p.transform(logits, views=views * float("nan")),
+        "an empty batch to fit": lambda p: p.fit(logits[:0], y[:0], views=views[:, :0]),
+        "a label out of range to fit": lambda p: p.fit(logits, y + 99, views=views),
+    }
+    return Sample(
+        lambda: build().fit(logits, y, views=views),
+        (normal(batch, CLASSES), normal(4, batch, CLASSES)),
+        lambda part, x, seen: part.transform(x, views=seen),
+        bad,
     )
