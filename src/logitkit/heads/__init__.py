@@ -15,6 +15,12 @@ from logitkit.heads.linear import LinearHead
 from logitkit.heads.madacos import MadaCosHead, madacos_scale_and_margin
 from logitkit.heads.naive_bayes import NaiveBayesHead, linear_eval_curve, two_regime_crossing
 from logitkit.heads.normalized_softmax import NormalizedSoftmaxHead, NovelClassClassifier
+from logitkit.heads.ordinal import (
+    OrdinalHead,
+    ordinal_cross_entropy,
+    ordinal_log_softmax,
+    ranked_probability_score,
+)
 
 __all__ = [
     "CosineHead",
@@ -28,6 +34,7 @@ __all__ = [
     "NaiveBayesHead",
     "NormalizedSoftmaxHead",
     "NovelClassClassifier",
+    "OrdinalHead",
     "autocorrelation",
     "c51_project",
     "ebv_quality",
@@ -37,6 +44,9 @@ __all__ = [
     "hl_gauss_targets",
     "linear_eval_curve",
     "madacos_scale_and_margin",
+    "ordinal_cross_entropy",
+    "ordinal_log_softmax",
+    "ranked_probability_score",
     "smoothness",
     "two_hot_targets",
     "two_regime_crossing",

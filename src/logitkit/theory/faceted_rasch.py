@@ -1,0 +1,240 @@
+"""Many-facet Rasch measurement: what was rated, on an interval scale, freed of who rated it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import minimize
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from logitkit.ops import check_positive, values_visible
+from logitkit.ops.fitted import Fitted
+from logitkit.registry import part
+
+FACETS = ("subject", "item", "judge")
+
+
+def rating_log_probabilities(
+    location: Float[Tensor, " rows"], steps: Float[Tensor, "rows steps"]
+) -> Float[Tensor, "rows levels"]:
+    """log P(y = 0..m) of the partial-credit model: log P(y = k) / P(y = k - 1) = location - steps_k."""
+    rises = location[:, None] - steps
+    return torch.log_softmax(torch.cat([torch.zeros_like(rises[:, :1]), rises.cumsum(dim=1)], dim=1), dim=1)
+
+
+@part(
+    "faceted_rasch",
+    "theory",
+    title="Constructing interval variables via faceted Rasch measurement and multitask deep learning",
+    paper="arXiv:2009.10277",
+    number=63,
+    tasks=("crowd",),
+)
+class FacetedRasch(Fitted):
+    """The many-facet partial-credit model: from ratings on several items by judges of different severity, the
+    value of each subject, with its standard error, and which judges do not measure the same thing.
+
+    Equation: log P(y = k) / P(y = k - 1) = theta_n - delta_i - alpha_j - tau_ik, k = 1..m, for subject n,
+    item i and judge j; mean alpha = mean delta = 0 and sum_k tau_ik = 0. Fitted by joint maximum likelihood
+    with the prior N(0, prior_variance) on every parameter. infit_j = sum residual^2 / sum variance over the
+    ratings of judge j: 1 is expected, far more is noise, far less is too regular.
+
+    Shapes: `fit(ratings)` takes whole numbers (rows, 4): subject, item, judge and level, each counted from
+    0. Then `theta` (subjects,), `delta` (items,), `alpha` (judges,), `tau` (items, m) and `theta_se`,
+    `delta_se`, `alpha_se` in logits, `infit` (judges,); NaN for what has no ratings. `predict(rows)` of
+    (batch, 3) subject, item and judge gives expected levels (batch,), `probabilities(rows)` (batch,
+    levels). All in float64.
+
+    Defaults: prior variance 10, weak, which keeps subjects with only lowest or highest ratings finite
+    (math.inf is none). levels: what the data show. infit_bounds: with (0.5, 1.5), a common rule, judges
+    outside are left out and the model is fitted again; None keeps all.
+
+    Raises: ValueError for ratings of another shape or dtype, negative ones, levels out of range, an empty
+    table, facets that no rating links, without a prior facets with only extreme or missing levels, ids
+    unknown to `fit`, or use before it.
+
+    Source: Kennedy, Bacon, Sahn, von Vacano, arXiv:2009.10277, the section on the measurement model; the
+    model is Linacre's, Many-Facet Rasch Measurement, 1989. Standard errors are those of one parameter with
+    the others held. The paper's ordinal output layer is the head `ordinal`.
+
+    Not for: unordered answers (see `dawid_skene`), or judges who each saw other subjects than all the rest.
+    """
+
+    theta: Tensor
+    delta: Tensor
+    alpha: Tensor
+    tau: Tensor
+    theta_se: Tensor
+    delta_se: Tensor
+    alpha_se: Tensor
+    infit: Tensor
+
+    def __init__(
+        self,
+        levels: int | None = None,
+        prior_variance: float = 10.0,
+        infit_bounds: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if levels is not None and not levels >= 2:
+            raise ValueError(f"levels must be at least 2, got {levels}.")
+        check_positive(prior_variance=prior_variance)
+        if infit_bounds is not None and not 0 <= infit_bounds[0] < 1 < infit_bounds[1]:
+            raise ValueError(f"infit_bounds must enclose 1, got {infit_bounds}.")
+        self.levels = levels
+        self.prior_variance = prior_variance
+        self.infit_bounds = infit_bounds
+        for name in ("theta", "delta", "alpha", "theta_se", "delta_se", "alpha_se", "infit"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+        self.register_buffer("tau", torch.empty(0, 0, dtype=torch.float64))
+
+    @torch.no_grad()
+    def fit(self, ratings: Int[Tensor, "rows 4"]) -> FacetedRasch:
+        """Estimate every facet; returns self."""
+        ratings = _check_table(ratings, ("subject", "item", "judge", "level"))
+        levels = self.levels or max(int(ratings[:, 3].max()) + 1, 2)
+        if int(ratings[:, 3].max()) >= levels:
+            raise ValueError(
+                f"ratings hold the level {int(ratings[:, 3].max())}; expected levels in [0, {levels})."
+            )
+        sizes = [int(column.max()) + 1 for column in ratings.T[:3]]
+        self._fit(ratings, sizes, levels)
+        if self.infit_bounds is not None:
+            low, high = self.infit_bounds
+            infit = self.infit.clone()
+            fits = (infit[ratings[:, 2]] >= low) & (infit[ratings[:, 2]] <= high)
+            if not bool(fits.all()):
+                self._fit(ratings[fits], sizes, levels)
+                self.infit = infit  # of the judges left out as well
+        return self
+
+    def predict(self, rows: Int[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
+        """The expected level of each subject, item and judge."""
+        p = self.probabilities(rows)
+        return p @ torch.arange(p.shape[1], dtype=p.dtype, device=p.device)
+
+    def probabilities(self, rows: Int[Tensor, "batch 3"]) -> Float[Tensor, "batch levels"]:
+        """P(y = 0..m) of each subject, item and judge."""
+        rows = _check_table(rows, FACETS)
+        known = (self.theta, self.delta, self.alpha)
+        if not self.theta.numel():
+            raise ValueError(f"faceted_rasch must be fitted before it sees rows {tuple(rows.shape)}.")
+        if values_visible(rows):
+            for name, column, values in zip(FACETS, rows.T, known, strict=True):
+                if int(column.max()) >= len(values):
+                    raise ValueError(f"there is no {name} {int(column.max())}; {len(values)} were fitted.")
+        n, i, j = rows.T
+        return rating_log_probabilities(self.theta[n] - self.delta[i] - self.alpha[j], self.tau[i]).exp()
+
+    def _fit(self, ratings: Tensor, sizes: list[int], levels: int) -> None:
+        """Parameters, errors and infit from the rows that are left."""
+        *facets, y = ratings.T
+        present = [torch.bincount(f, minlength=size) > 0 for f, size in zip(facets, sizes, strict=True)]
+        _check_links(facets)
+        if math.isinf(self.prior_variance):
+            _check_levels(facets, y, levels)
+        steps = levels - 1
+        counts = [*sizes, sizes[1] * steps]
+
+        def parameters(flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            theta, delta, alpha, tau = flat.split(counts)
+            tau = tau.view(sizes[1], steps)
+            return (
+                theta, _centred(delta, present[1]), _centred(alpha, present[2]),
+                tau - tau.mean(dim=1, keepdim=True),
+            )  # fmt: skip
+
+        def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+            with torch.enable_grad():
+                flat = torch.from_numpy(values).requires_grad_()
+                theta, delta, alpha, tau = found = parameters(flat)
+                n, i, j = facets
+                log_p = rating_log_probabilities(theta[n] - delta[i] - alpha[j], tau[i])
+                loss = -log_p.gather(1, y[:, None]).sum()
+                loss = loss + sum(each.square().sum() for each in found) / (2 * self.prior_variance)
+                (slope,) = torch.autograd.grad(loss, flat)
+            return loss.item(), slope.numpy()
+
+        solved = minimize(
+            objective, np.zeros(sum(counts)), jac=True, method="L-BFGS-B",
+            options={"maxiter": 10_000, "maxfun": 20_000, "maxcor": 30, "ftol": 0.0, "gtol": 1e-6},
+        )  # fmt: skip
+        found = parameters(torch.from_numpy(solved.x))
+        self.tau = found[3]
+        self.theta, self.delta, self.alpha = (
+            torch.where(seen, values, torch.nan) for seen, values in zip(present, found[:3], strict=True)
+        )
+        p = self.probabilities(ratings[:, :3])
+        level = torch.arange(levels, dtype=p.dtype)
+        expected = p @ level
+        variance = p @ level.square() - expected.square()
+        errors = []
+        for facet, size in zip(facets, sizes, strict=True):
+            information = p.new_zeros(size).index_add(0, facet, variance)
+            errors.append((information + 1 / self.prior_variance).rsqrt())
+        self.theta_se, self.delta_se, self.alpha_se = (
+            torch.where(seen, each, torch.nan) for seen, each in zip(present, errors, strict=True)
+        )
+        judge = facets[2]
+        squares = p.new_zeros(sizes[2]).index_add(0, judge, (y - expected).square())
+        self.infit = squares / p.new_zeros(sizes[2]).index_add(0, judge, variance)
+
+
+def _centred(values: Tensor, present: Tensor) -> Tensor:
+    return values - values[present].mean()
+
+
+def _check_table(rows: Tensor, columns: tuple[str, ...]) -> Int[Tensor, "rows columns"]:
+    if rows.ndim != 2 or rows.shape[1] != len(columns) or rows.is_floating_point():
+        raise ValueError(
+            f"expected whole numbers (rows, {len(columns)}), {', '.join(columns)}; got {rows.dtype} of shape"
+            f" {tuple(rows.shape)}."
+        )
+    if len(rows) == 0:
+        raise ValueError(f"the table is empty, shape {tuple(rows.shape)}; expected at least one row.")
+    if values_visible(rows) and int(rows.min()) < 0:
+        raise ValueError(f"the table holds {int(rows.min())}; expected numbers counted from 0.")
+    return rows.long()
+
+
+def _check_links(facets: list[Tensor]) -> None:
+    """Raise ValueError unless ratings link all members of every two facets: a constant could move between
+    groups that nothing links."""
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        left, right = (torch.unique(facets[f], return_inverse=True)[1] for f in (a, b))
+        size = int(left.max()) + 1
+        n = size + int(right.max()) + 1
+        links = coo_matrix((np.ones(len(left)), (left.numpy(), size + right.numpy())), shape=(n, n))
+        groups = connected_components(links, directed=False)[0]
+        if groups > 1:
+            raise ValueError(
+                f"{FACETS[a]}s and {FACETS[b]}s fall into {groups} groups that no rating links, so their"
+                " values cannot be compared."
+            )
+
+
+def _check_levels(facets: list[Tensor], y: Tensor, levels: int) -> None:
+    """Without a prior, likelihood has no maximum for members with only the lowest or highest level, and for
+    items that miss a level."""
+    for name, facet in zip(FACETS, facets, strict=True):
+        count = facet.bincount().double()
+        total = count.new_zeros(len(count)).index_add(0, facet, y.double())
+        extreme = (count > 0) & ((total == 0) | (total == (levels - 1) * count))
+        if bool(extreme.any()):
+            raise ValueError(
+                f"{name} {int(extreme.nonzero()[0])} has only lowest or only highest ratings, which needs a"
+                " prior_variance below infinity."
+            )
+    used = torch.zeros(int(facets[1].max()) + 1, levels, dtype=torch.bool)
+    used[facets[1], y] = True
+    missing = (~used & used.any(dim=1, keepdim=True)).nonzero()
+    if len(missing):
+        raise ValueError(
+            f"item {int(missing[0, 0])} never got level {int(missing[0, 1])}, which needs a prior_variance"
+            " below infinity."
+        )

@@ -1,0 +1,37 @@
+"""A valid call of theory: `fit(...)`, then `predict(x)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from contract.samples import Sample
+
+
+def make(card, batch, normal, g, build, dtype, device) -> Sample:
+    return ratings(batch, g, build, device)
+
+
+def ratings(batch, g, build, device) -> Sample:
+    """`fit(table)` of subject, item, judge and level, `predict(rows)` of the first three."""
+    subject, item, judge = torch.meshgrid(torch.arange(20), torch.arange(3), torch.arange(4), indexing="ij")
+    rows = torch.stack([subject, item, judge], dim=-1).view(-1, 3)
+    level = torch.randint(3, (len(rows), 1), generator=g)
+    table = torch.cat([rows, level], dim=1).to(device)
+    rows = rows.to(device)
+
+    def fitted() -> Any:
+        return build().fit(table)
+
+    bad = {
+        "rows of another rank": lambda p: p.predict(rows[0]),
+        "float rows": lambda p: p.predict(rows.double()),
+        "no rows": lambda p: p.predict(rows[:0]),
+        "an unknown subject": lambda p: p.predict(rows + 100),
+        "an empty table to fit": lambda p: p.fit(table[:0]),
+        "a table without levels to fit": lambda p: p.fit(rows),
+        "negative levels to fit": lambda p: p.fit(table - 1),
+    }
+    chosen = rows[torch.randint(len(rows), (batch,), generator=g).to(device)]
+    return Sample(fitted, (chosen,), lambda part, rows: part.predict(rows), bad)
