@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logitkit.losses.base import ClassificationLoss
-from logitkit.ops import check_batch, log1mexp, log_odds_against
+from logitkit.ops import check_sequences, log1mexp, log_odds_against
 from logitkit.registry import Real, part
 
 RARE = -60.0  # below this log p, 1 - (1 - p)^N is N p to the last digit, and p itself may underflow
@@ -71,15 +71,11 @@ def dco_sequence(
     score every proof step instead, pass one step per row, with N the effective number of tries per step.
     Raises ValueError as `DCOLoss`.
     """
-    if logits.ndim != 3 or target.shape != logits.shape[:2]:
-        raise ValueError(
-            "logits must have shape (batch, length, classes) and target (batch, length), got "
-            f"{tuple(logits.shape)} and {tuple(target.shape)}."
-        )
-    flat, labels = check_batch(logits.flatten(0, 1), target.flatten(), ignore_index)
+    logits, labels = check_sequences(logits, target, ignore_index)
     kept = labels != ignore_index
-    log_p = F.logsigmoid(-log_odds_against(flat, labels.where(kept, labels.new_zeros(()))))
-    return dco_from_log_p(log_p.where(kept, log_p.new_zeros(())).view(target.shape).sum(dim=-1), N)
+    safe = labels.where(kept, labels.new_zeros(()))
+    log_p = F.logsigmoid(-log_odds_against(logits.flatten(0, 1), safe.flatten())).view(labels.shape)
+    return dco_from_log_p(log_p.where(kept, log_p.new_zeros(())).sum(dim=-1), N)
 
 
 @part(

@@ -81,6 +81,19 @@ def check_batch(
     return logits, check_labels(target, logits.shape[0], logits.shape[1], ignore_index)
 
 
+def check_sequences(
+    logits: Tensor, labels: Tensor, ignore_index: int = -100
+) -> tuple[Float[Tensor, "batch time classes"], Int[Tensor, "batch time"]]:
+    """As `check_batch`, for a label at every time of every sequence."""
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            "logits must have shape (batch, time, classes) and labels (batch, time), got "
+            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    flat, y = check_batch(logits.flatten(0, 1), labels.flatten(), ignore_index)
+    return flat.view(logits.shape), y.view(labels.shape)
+
+
 def check_regression(
     output: Tensor, target: Tensor
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:

@@ -17,6 +17,8 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         return of_the_last_layer(batch, normal, g, build, device)
     if "bags" in card.tasks:
         return bags(batch, normal, build, device)
+    if "sequence" in card.tasks:
+        return sequences(card, batch, normal, g, build, device)
     needs = {
         "features": lambda: normal(batch, 4, 3, 3),
         "ids": lambda: torch.arange(batch, device=device),
@@ -83,6 +85,29 @@ def bags(batch, normal, build, device) -> Sample:
         "float bags": lambda p: p(prediction, target, bags=ids.double()),
     }
     return Sample(build, (prediction,), lambda part, x: part(x, target, bags=ids), bad)
+
+
+def sequences(card, batch, normal, g, build, device) -> Sample:
+    """A valid call of `loss(logits, labels, **needs)`, with a label at every time but some."""
+    logits, time = normal(batch, 6, CLASSES), 6
+    labels = torch.randint(0, CLASSES, (batch, time), generator=g).to(device)
+    labels[:, 4:] = torch.where(torch.arange(batch, device=device)[:, None] % 2 == 0, -100, labels[:, 4:])
+    needs = {"task_id": torch.arange(batch, device=device) % 3}
+    extra = {name: needs[name] for name in card.needs}
+    bad = {
+        "logits of another rank": lambda p: p(logits[0], labels, **extra),
+        "integer logits": lambda p: p(logits.long(), labels, **extra),
+        "NaN logits": lambda p: p(logits * float("nan"), labels, **extra),
+        "an empty batch": lambda p: p(logits[:0], labels[:0], **extra),
+        "labels of another length": lambda p: p(logits, labels[:-1], **extra),
+        "a label out of range": lambda p: p(logits, labels * 0 + 99, **extra),
+        "float labels": lambda p: p(logits, labels.double(), **extra),
+    }
+    for name, value in extra.items():
+        bad[f"{name} of another length"] = lambda p, name=name, value=value: p(
+            logits, labels, **{**extra, name: value[:-1]}
+        )
+    return Sample(build, (logits,), lambda part, logits: part(logits, labels, **extra), bad)
 
 
 def of_the_last_layer(batch, normal, g, build, device) -> Sample:
