@@ -23,11 +23,13 @@ from logitkit.losses.dco import (
     pass_at_n,
     unbiased_pass_at_k,
 )
+from logitkit.losses.eisl import EISLLoss, eisl_matching, target_scores
 from logitkit.losses.ensloss import EnsLoss, inverse_box_cox, random_calibrated_derivative
 from logitkit.losses.focal import Focal, focal
 from logitkit.losses.huber import Huber, huber
 from logitkit.losses.ldr import LDRKL, ldr_kl
 from logitkit.losses.mse import MSE, mse
+from logitkit.losses.multitask import MultitaskLoss, Packed, ValidationBalancer, pack
 from logitkit.losses.z_loss import ZLoss, z_loss
 
 __all__ = [
@@ -44,10 +46,14 @@ __all__ = [
     "CrossEntropy",
     "CutCrossEntropy",
     "DCOLoss",
+    "EISLLoss",
     "EnsLoss",
     "Focal",
     "Huber",
+    "MultitaskLoss",
+    "Packed",
     "RegressionLoss",
+    "ValidationBalancer",
     "ZLoss",
     "bag_means",
     "comp_sum",
@@ -55,6 +61,7 @@ __all__ = [
     "dco",
     "dco_sequence",
     "dp_bag_means",
+    "eisl_matching",
     "feature_diversity",
     "focal",
     "huber",
@@ -63,9 +70,11 @@ __all__ = [
     "make_bags",
     "mse",
     "overconfidence_factor",
+    "pack",
     "pass_at_n",
     "random_calibrated_derivative",
     "select_rho",
+    "target_scores",
     "unbiased_pass_at_k",
     "z_loss",
 ]

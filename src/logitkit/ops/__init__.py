@@ -10,8 +10,10 @@ from logitkit.ops.checks import (
     check_logits,
     check_positive,
     check_regression,
+    check_sequences,
     values_visible,
 )
+from logitkit.ops.clusters import balanced_clusters
 from logitkit.ops.contrastive import (
     all_triplets,
     decoupled_softmax,
@@ -23,6 +25,7 @@ from logitkit.ops.contrastive import (
     supervised_contrastive,
     weighted_contrastive,
 )
+from logitkit.ops.detection import average_precision, box_iou
 from logitkit.ops.dispatch import KernelWarning, use
 from logitkit.ops.linear_attention import linear_attention
 from logitkit.ops.linear_loss import (
@@ -36,7 +39,7 @@ from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
 from logitkit.ops.multilabel import Labels, check_multilabel
 from logitkit.ops.mutual_information import conditional_mutual_information, mutual_information
 from logitkit.ops.nms import nms, soft_nms
-from logitkit.ops.random import draw_normal, draw_uniform
+from logitkit.ops.random import draw_gumbel, draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
 from logitkit.ops.retrieval import (
     hubness_skew,
@@ -57,7 +60,10 @@ __all__ = [
     "SphericalOutput",
     "all_triplets",
     "attention",
+    "average_precision",
+    "balanced_clusters",
     "binary_matmul",
+    "box_iou",
     "calibration_error",
     "check_batch",
     "check_features",
@@ -67,9 +73,11 @@ __all__ = [
     "check_positive",
     "check_reduction",
     "check_regression",
+    "check_sequences",
     "comp_sum",
     "conditional_mutual_information",
     "decoupled_softmax",
+    "draw_gumbel",
     "draw_normal",
     "draw_uniform",
     "fit_temperature",

@@ -26,3 +26,11 @@ def draw_uniform(
     """Uniform [0, 1) float32 draws of `shape`, as `draw_normal`."""
     where = generator.device if generator is not None else "cpu"
     return torch.rand(shape, generator=generator, device=where, dtype=torch.float32).to(like)
+
+
+def draw_gumbel(
+    shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None
+) -> Float[Tensor, "..."]:
+    """Standard Gumbel draws, -log(-log u), all finite, as `draw_normal`."""
+    u = draw_uniform(shape, torch.empty((), dtype=torch.float64, device=like.device), generator)
+    return -torch.log(-torch.log(u.clamp(min=2.0**-25))).to(like)
