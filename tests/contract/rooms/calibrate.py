@@ -1,5 +1,6 @@
 """A valid call of calibrate: `fit(logits, y)`, `transform(logits)`; for retrieval `fit(query_bank,
-gallery_bank)`, `transform(similarities)`. Parts that need views take their logits as `views` in both."""
+gallery_bank)`, `transform(similarities)`. Parts that need views take their logits as `views` in both.
+For boxes `transform(boxes, scores, classes)`, without a fit."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from contract.samples import CLASSES, Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "retrieval" in card.tasks:
         return _retrieval(batch, normal, build)
+    if "boxes" in card.tasks:
+        return _boxes(batch, g, build, dtype, device)
     if "views" in card.needs:
         return _views(batch, normal, g, build, device)
     logits = normal(200, CLASSES) * 3
@@ -45,6 +48,24 @@ def _retrieval(batch, normal, build) -> Sample:
     return Sample(
         lambda: build().fit(queries, items), (similarities,), lambda part, x: part.transform(x), bad
     )
+
+
+def _boxes(batch, g, build, dtype, device) -> Sample:
+    # whole numbers and 64ths, which are exact in every precision
+    corner, side = (
+        torch.randint(0, 20, (batch, 2), generator=g),
+        torch.randint(5, 15, (batch, 2), generator=g),
+    )
+    boxes = torch.cat([corner, corner + side], dim=1).to(device, dtype)
+    scores = (torch.randperm(batch, generator=g) + 1).to(device, dtype) / 64
+    bad = {
+        "boxes of another shape": lambda p: p.transform(boxes[:, :3], scores),
+        "scores of another length": lambda p: p.transform(boxes, scores[:-1]),
+        "integer scores": lambda p: p.transform(boxes, scores.long()),
+        "negative scores": lambda p: p.transform(boxes, -scores),
+        "corners in the wrong order": lambda p: p.transform(-boxes, scores),
+    }
+    return Sample(build, (scores, boxes), lambda part, s, b: part.transform(b, s), bad)
 
 
 def _views(batch, normal, g, build, device) -> Sample:
