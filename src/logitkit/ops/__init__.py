@@ -11,6 +11,7 @@ from logitkit.ops.checks import (
     check_positive,
     check_regression,
     check_sequences,
+    next_token_labels,
     values_visible,
 )
 from logitkit.ops.clusters import balanced_clusters
@@ -98,6 +99,7 @@ __all__ = [
     "median_rank",
     "multi_similarity",
     "mutual_information",
+    "next_token_labels",
     "nms",
     "nt_xent",
     "pack_signs",

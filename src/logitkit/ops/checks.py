@@ -94,6 +94,14 @@ def check_sequences(
     return flat.view(logits.shape), y.view(labels.shape)
 
 
+def next_token_labels(
+    labels: Int[Tensor, "batch time"], ignore_index: int = -100
+) -> Int[Tensor, "batch time"]:
+    """What the logits of a causal language model at each time predict: the label one later, and nothing at
+    the end."""
+    return torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+
+
 def check_regression(
     output: Tensor, target: Tensor
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
