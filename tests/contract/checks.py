@@ -6,12 +6,15 @@ check fails on a part that breaks it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
 import io
 import pickle
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -22,7 +25,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.samples import context, make
-from logitkit import catalog
+from logitkit import catalog, data
+from logitkit.engine import Prepared, Recipe, Trainer
+from logitkit.engine.train import Progress
 from logitkit.registry import Card, Choice
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -299,6 +304,34 @@ def check_optimizer(card: Card) -> None:
     assert torch.equal(w, twin), "a state_dict round trip changes what follows"
 
 
+def check_algorithm(card: Card) -> None:
+    """An algorithm of the engine learns, repeats itself under a seed, and resumes bit for bit."""
+    recipe = Recipe.of(data="moons:n=160", algorithm=card.name, epochs=6, batch_size=16, lr=0.01)
+    prepared = Prepared.of(data.split(data.load(recipe.data), 0))
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if len(progress.curve) == 3:
+            raise Stop
+
+    def weights(trainer: Trainer) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in trainer.run().parameters()])
+
+    first = Trainer(recipe, prepared)
+    expected = weights(first)
+    losses = [point["loss"] for point in first.progress.curve]
+    assert losses[-1] < losses[0], f"six epochs went from {losses[0]:.3f} to {losses[-1]:.3f}"
+    assert torch.equal(weights(Trainer(recipe, prepared)), expected), "two runs under one seed differ"
+    with tempfile.TemporaryDirectory() as folder:
+        settings: Any = {"checkpoint": Path(folder) / "c.safetensors", "checkpoint_every": 3}
+        with contextlib.suppress(Stop):
+            Trainer(recipe, prepared, on_epoch=stop, **settings).run()
+        resumed = Trainer(recipe, prepared, **settings)
+        assert torch.equal(weights(resumed), expected), "a resumed run ends elsewhere"
+
+
 ALWAYS = (check_docstring, check_card)
 CALLABLE = (
     check_dtypes, check_autocast, check_gradient, check_determinism, check_inputs_untouched, check_copies,
@@ -309,7 +342,9 @@ CALLABLE = (
 
 def checks_for(card: Card) -> tuple[Callable[[Card], None], ...]:
     """The clauses that bind the part on `card`."""
-    return (*ALWAYS, check_optimizer) if is_optimizer(card) else (*ALWAYS, *CALLABLE)
+    if card.room == "train":
+        return (*ALWAYS, check_optimizer if is_optimizer(card) else check_algorithm)
+    return (*ALWAYS, *CALLABLE)
 
 
 def check_one_card_per_paper(cards: list[Card]) -> None:

@@ -6,6 +6,7 @@ from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local
 from logitkit.contrast.multi_positive import MultiPositive
 from logitkit.contrast.soft_topk import SoftTopK
 from logitkit.contrast.tempnet_contrastive import TemperatureGenerator, TempNetContrastive
+from logitkit.contrast.triplet_ohnm import TripletOHNM, triplet_ohnm
 
 __all__ = [
     "DecoupledSoftmax",
@@ -15,8 +16,10 @@ __all__ = [
     "SoftTopK",
     "TempNetContrastive",
     "TemperatureGenerator",
+    "TripletOHNM",
     "decoupled_softmax",
     "hard_tuples",
     "local_triplet",
     "match_local",
+    "triplet_ohnm",
 ]

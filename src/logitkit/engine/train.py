@@ -37,7 +37,11 @@ class Algorithm(Protocol):
     """Who performs a training step. `algorithm=` names one when a method owns more than its loss."""
 
     def step(self, trainer: Trainer, batch: Batch) -> Tensor:
-        """Update the network on `batch` and return the loss, detached."""
+        """Update the network on `batch` and return the loss, detached.
+
+        An algorithm that also has `order(trainer, epoch)` decides in which order the rows come, and one that
+        has `state_dict()` and `load_state_dict(state)` is resumed with what it knew.
+        """
         ...
 
 
@@ -45,15 +49,7 @@ class Standard:
     """Forward, backward, clip, update."""
 
     def step(self, trainer: Trainer, batch: Batch) -> Tensor:
-        with trainer.autocast():
-            loss = trainer.objective(trainer.network, batch)
-        trainer.optimizer.zero_grad()
-        if loss.requires_grad:  # not for a closed-form head on fixed features
-            trainer.backward(loss)
-        if trainer.recipe.clip is not None:
-            trainer.accelerator.clip_grad_norm_(trainer.network.parameters(), trainer.recipe.clip)
-        trainer.optimizer.step()
-        return loss.detach()
+        return trainer.standard_step(batch)
 
 
 @dataclass
@@ -192,6 +188,30 @@ class Trainer:
         task = TASKS[self.data.shape.task]
         return task.validate(self.network, scores, self._val[1], self.data.preprocessor)
 
+    def standard_step(self, batch: Batch) -> Tensor:
+        """Forward, backward, clip, update; the loss, detached."""
+        with self.autocast():
+            loss = self.objective(self.network, batch)
+        self.optimizer.zero_grad()
+        if loss.requires_grad:  # not for a closed-form head on fixed features
+            self.backward(loss)
+        if self.recipe.clip is not None:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are to train on."""
+        return len(self._y)
+
+    def embeddings(self) -> Tensor:
+        """The network's current features (rows, out_features) of all training rows."""
+        self.network.eval()
+        found = forward(self.network.embed, self._x)
+        self.network.train()
+        return found
+
     def _step(self, batch: Batch) -> float:
         try:
             loss = self.algorithm.step(self, batch).item()
@@ -224,7 +244,10 @@ class Trainer:
             group["lr"] = lr * min(factor, 1.0)
 
     def _order(self, epoch: int) -> Tensor:
-        """The order of the rows in `epoch`: a function of seed and epoch alone, so that it can be resumed."""
+        """The order of the rows in `epoch`: the algorithm's, or a function of seed and epoch alone, so that
+        it can be resumed."""
+        if hasattr(self.algorithm, "order"):
+            return self.algorithm.order(self, epoch).to(self._y.device)
         return torch.randperm(len(self._y), generator=seeded("order", self.recipe.seed, epoch)).to(
             self._y.device
         )
@@ -255,6 +278,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
             "rng": rng_state(),
+            "algorithm": self.algorithm.state_dict() if hasattr(self.algorithm, "state_dict") else {},
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -263,6 +287,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
         set_rng_state(state["rng"])
+        if hasattr(self.algorithm, "load_state_dict"):
+            self.algorithm.load_state_dict(state["algorithm"])
 
 
 def validation_order(point: dict[str, float]) -> tuple[float, float]:

@@ -1,0 +1,1 @@
+"""Claims of optimisers, samplers and training procedures."""
