@@ -4,6 +4,12 @@ from logitkit.calibrate.correctness_aware import CorrectnessAware, ca_loss, imag
 from logitkit.calibrate.dbnorm import DualDIS, DualIS, inverted_softmax
 from logitkit.calibrate.soft_nms import SoftNMS, batched_soft_nms
 from logitkit.calibrate.temperature import TemperatureScaling
+from logitkit.calibrate.utility_probability import (
+    UtilityToProbability,
+    decode,
+    rival_loss,
+    utility_gradient,
+)
 
 __all__ = [
     "CorrectnessAware",
@@ -11,8 +17,12 @@ __all__ = [
     "DualIS",
     "SoftNMS",
     "TemperatureScaling",
+    "UtilityToProbability",
     "batched_soft_nms",
     "ca_loss",
+    "decode",
     "image_views",
     "inverted_softmax",
+    "rival_loss",
+    "utility_gradient",
 ]

@@ -1,6 +1,6 @@
 """003: a temperature from transformed copies of the image stays calibrated where the images shift.
 
-Set by the entry: a CNN of three convolutions on rendered shapes, calibrated on 1000 clean held-out images and
+Set beforehand: a CNN of three convolutions on rendered shapes, calibrated on 1000 clean held-out images and
 tested on shifted ones (rotation, noise, contrast), 25 bins, seeds 0-4; both thresholds.
 Left open, and chosen before the first run:
 - 5000 images of 16 pixels: 3000 train, 1000 calibrate, 1000 test. The recipe's `cnn` for 10 epochs of AdamW.

@@ -1,6 +1,6 @@
 """052: two banks remove planted hubs from retrieval, and do no harm where there are none.
 
-Set by the entry: two views of Gaussian latents (d = 64), 1000 test pairs, 3000 bank pairs, hub offsets on 5 %
+Set beforehand: two views of Gaussian latents (d = 64), 1000 test pairs, 3000 bank pairs, hub offsets on 5 %
 of the gallery, a 4x4 grid of (b1, b2) chosen on validation pairs, seeds 0-4; all thresholds.
 Left open, and chosen before the first run:
 - The latent is N(0, I), each view adds N(0, 1.5^2), and similarities are cosines; 0.2 is added to the columns

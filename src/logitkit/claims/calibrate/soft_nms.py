@@ -1,6 +1,6 @@
 """073: in crowded scenes, lowering the scores of overlapping boxes finds more objects than deleting them.
 
-Set by the entry: procedural scenes of 5 to 15 boxes, 40 % of them beside another at IoU 0.3 to 0.7, a noisy
+Set beforehand: procedural scenes of 5 to 15 boxes, 40 % of them beside another at IoU 0.3 to 0.7, a noisy
 detector that jitters duplicates and adds false alarms, 500 images, seeds 0-4; hard thresholds 0.3 to 0.7; all
 thresholds.
 Left open, and chosen before the first run:

@@ -1,6 +1,6 @@
 """053: with few examples per feature naive Bayes has the lower error, with many a logistic regression.
 
-Set by the entry: five Gaussian classes about 3.3 standard deviations apart, unit variances; (a) independent
+Set beforehand: five Gaussian classes about 3.3 standard deviations apart, unit variances; (a) independent
 features, d = 64 and 256, m = 2d and 4d examples in total; (b) features correlated by 0.25 in blocks of 8,
 d = 64, m = 2d and 60d; ten draws; all thresholds.
 Left open, and chosen before the first run:

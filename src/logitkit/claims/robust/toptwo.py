@@ -1,6 +1,6 @@
 """029: modelling the confusable answer finds it more often than counting votes, and makes better labels.
 
-Set by the entry: 50 workers, 500 items, 5 classes, each vote given with probability 0.4, q ~ U(1/2, 1),
+Set beforehand: 50 workers, 500 items, 5 classes, each vote given with probability 0.4, q ~ U(1/2, 1),
 p ~ U(0, 1), ten seeds; a network on digits, soft labels of TopTwo against hard ones of the majority; all
 thresholds.
 Left open, and chosen before the first run:
