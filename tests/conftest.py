@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ["SCIPY_ARRAY_API"] = "1"
 if not torch.cuda.is_available():
     # triton reads this when it is first imported; kernels for GPUs are then interpreted on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
+# pandas would take the folder tests/bottleneck for the package of that name, which it can do without
+sys.modules.setdefault("bottleneck", None)
 NO_SKIP = os.environ.get("LOGITKIT_NO_SKIP") == "1"
 
 

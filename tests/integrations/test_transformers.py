@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 import transformers as hf
 
 from logitkit.errors import MissingExtra
-from logitkit.integrations.transformers import patch_loss, unpatch_loss
+from logitkit.integrations.transformers import patch_loss, unpatch_loss, use_loss
+from logitkit.losses import EISLLoss, MultitaskLoss, dco_sequence
 from logitkit.ops import linear_comp_sum, use
 
 WORDS = 512
@@ -271,6 +272,139 @@ def test_a_class_that_was_replaced_since_is_named():
     model.__class__ = type("Sharded", (type(model),), {})
     with pytest.raises(ValueError, match="Sharded"):
         unpatch_loss(model)
+
+
+TASK = torch.tensor([1, 0])
+
+
+def looped(name, logits, labels):
+    """Each loss from the log-probabilities of the labels, a sequence at a time."""
+    log_p = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, labels[:, 1:, None].clamp(min=0))[..., 0]
+    rows = [row[y != -100] for row, y in zip(log_p, labels[:, 1:], strict=True)]
+    if name == "dco":
+        return sum(-torch.log(-torch.expm1(4 * torch.log1p(-row.sum().exp()))) for row in rows)
+    if name == "task":
+        return sum(-row.mean() for row in rows) / 2
+    return -torch.cat(rows).mean()
+
+
+LOSSES = {
+    "dco": (lambda: partial(dco_sequence, N=4), {}),
+    "task": (lambda: MultitaskLoss(2), {"task_id": TASK}),
+    "token": (lambda: MultitaskLoss(2, "token"), {"task_id": TASK}),
+    "eisl": (lambda: EISLLoss(ngram_weight=0.0, ce_weight=1.0), {}),
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt-2"])
+@pytest.mark.parametrize("name", ["dco", "task", "token"])
+def test_a_loss_of_logits_is_the_losss_own_value(kind, name):
+    model = make(kind).double()
+    build, extra = LOSSES[name]
+    logits = model(input_ids=draw()["input_ids"]).logits
+    expected = looped(name, logits, draw()["labels"])
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    assert use_loss(model, build()) is model
+    output, found = run(model, **draw(), **extra)
+    assert float(output.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert torch.equal(output.logits, logits)
+    same(found, dict(zip(found, wanted, strict=True)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt-2"])
+@pytest.mark.parametrize(
+    ("name", "exact"), [("dco", True), ("token", True), ("task", False), ("eisl", False)]
+)
+def test_parts_of_a_batch_add_up_where_the_loss_is_a_sum(kind, name, exact):
+    build, extra = LOSSES[name]
+    model, given = use_loss(make(kind).double(), build()), draw() | extra
+    items = int((given["labels"][:, 1:] != -100).sum())
+    _, whole = run(model, **given, num_items_in_batch=items)
+    model.zero_grad()
+    for row in (slice(0, 1), slice(1, 2)):
+        part = {key: value[row] for key, value in given.items()}
+        model(**part, num_items_in_batch=torch.tensor(items)).loss.backward()
+    gap = max((p.grad - whole[n]).abs().max() / whole[n].abs().max() for n, p in model.named_parameters())
+    assert (gap < 1e-9) == exact
+
+
+def test_one_number_per_sequence_accumulates_exactly_too():
+    model = use_loss(make().double().eval(), EISLLoss(reduction="none"))
+    with torch.no_grad():
+        values = [float(model(**{k: v[i : i + 1] for k, v in draw().items()}).loss) for i in (0, 1)]
+        assert float(model(**draw()).loss) == pytest.approx(sum(values))
+
+
+def test_the_loss_follows_the_mode_of_the_model():
+    loss = EISLLoss()
+    model = use_loss(make().eval(), loss)
+    assert model(**draw()).loss == model(**draw()).loss
+    assert not loss.training
+    model.train()
+    assert model(**draw()).loss != model(**draw()).loss  # noise
+
+
+def test_a_model_with_a_loss_copies_saves_and_gets_its_own_back(tmp_path):
+    model = make()
+    before, names = float(model(**draw()).loss.detach()), model.state_dict().keys()
+    use_loss(model, MultitaskLoss(2, task_weights=torch.tensor([1.0, 3.0])))
+    assert model.state_dict().keys() == names
+    changed = float(model(**draw(), task_id=TASK).loss.detach())
+    assert changed != before
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert float(other(**draw(), task_id=TASK).loss.detach()) == changed
+        assert float(use_loss(other, None)(**draw()).loss.detach()) == before
+    model.save_pretrained(tmp_path)
+    assert float(hf.AutoModelForCausalLM.from_pretrained(tmp_path)(**draw()).loss.detach()) == pytest.approx(
+        before
+    )
+
+
+def test_the_trainer_passes_on_what_the_loss_needs(tmp_path):
+    tokens = draw(8, 12)["input_ids"]
+    rows = [{"input_ids": t, "labels": t, "task_id": torch.tensor(i % 2)} for i, t in enumerate(tokens)]
+    start, model = make(), use_loss(make(), MultitaskLoss(2, "token"))
+    options = hf.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=1,
+        learning_rate=1e-2, optim="sgd", report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+        lr_scheduler_type="constant", max_grad_norm=0.0, remove_unused_columns=False,
+    )  # fmt: skip
+    hf.Trainer(model, options, train_dataset=rows).train()
+    start(input_ids=tokens, labels=tokens).loss.backward()
+    for (name, parameter), (_, other) in zip(start.named_parameters(), model.named_parameters(), strict=True):
+        step = -1e-2 * parameter.grad
+        assert (other - parameter - step).abs().max() <= 1e-4 * step.abs().max() + 1e-7, name
+
+
+class Stubborn(hf.LlamaForCausalLM):
+    """A model that computes its loss by itself."""
+
+    def forward(self, input_ids=None, labels=None, **kwargs):
+        output = super().forward(input_ids, **kwargs)
+        if labels is not None:
+            output["loss"] = torch.nn.functional.cross_entropy(output.logits[:, :-1].mT, labels[:, 1:])
+        return output
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: torch.nn.Linear(2, 2), "got Linear"),
+        (tiny_t5, "causal language model"),
+        (lambda: make().model, "loss_function"),
+        (lambda: Stubborn(hf.LlamaConfig(**SIZES)), "Stubborn does not compute"),
+        (lambda: patch_loss(make()), "unpatch_loss first"),
+    ],
+)
+def test_what_takes_no_other_loss_is_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        use_loss(model(), EISLLoss())
+
+
+def test_what_the_loss_lacks_is_named():
+    model = use_loss(make(), MultitaskLoss(2))
+    with pytest.raises(ValueError, match="needs task_id"):
+        model(**draw())
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch):

@@ -1,10 +1,11 @@
-"""Training a Hugging Face causal language model without the matrix of its logits."""
+"""Training a Hugging Face causal language model with another loss, or without the matrix of its logits."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from logitkit.errors import InputError, MissingExtra
-from logitkit.ops import linear_cross_entropy
+from logitkit.ops import linear_cross_entropy, next_token_labels
 
 try:
     from transformers import PreTrainedModel
@@ -140,8 +141,7 @@ def _without_logits(model: Any, given: dict[str, Any]) -> CausalLMOutputWithCros
         raise InputError("the model is patched and cannot add a loss of its router (output_router_logits).")
     outputs = _body(model)(**given, return_dict=True)
     if shifted is None:
-        # Tokens before position t predict the label at t; the last predicts nothing.
-        shifted = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        shifted = next_token_labels(labels, ignore_index)
     hidden, weight, bias, cap = _layer(model, outputs.last_hidden_state)
     options = {} if cap is None else {"softcap": cap}
     loss = model._logitkit_loss(
@@ -191,15 +191,9 @@ def _layer(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None, f
 def _check_logits(model: Any, head: nn.Linear) -> None:
     """ValueError unless the model's logits are what its head and the known options make, and its loss the
     cross-entropy of the next token, on four tokens."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        tokens = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
+    with _on_four_tokens(model) as tokens:
         found = model(input_ids=tokens, labels=tokens, return_dict=True)
         hidden = _body(model)(input_ids=tokens, return_dict=True).last_hidden_state
-    finally:
-        for module, training in modes:
-            module.training = training
     features, weight, bias, cap = _layer(model, hidden)
     expected = F.linear(features, weight, bias).float()
     expected = expected if cap is None else cap * torch.tanh(expected / cap)
@@ -216,3 +210,105 @@ def _check_logits(model: Any, head: nn.Linear) -> None:
             f"the loss of {type(model).__name__} is not the cross-entropy of the next token that patch_loss "
             f"replaces: {float(found.loss):.6g} on four tokens, where that is {float(loss):.6g}."
         )
+
+
+@contextmanager
+def _on_four_tokens(model: Any) -> Iterator[Tensor]:
+    """Four tokens for the model, which is in eval mode meanwhile."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def use_loss(model: PreTrainedModel, loss: Loss | None) -> PreTrainedModel:
+    """Make a causal language model compute its loss with `loss(logits, labels)` wherever it gets `labels`.
+
+    loss: of logits (batch, time, vocabulary) and labels (batch, time) that the logits at the same time
+    predict, -100 where nothing is asked: `MultitaskLoss`, `EISLLoss`, `partial(dco_sequence, N=64)`, or the
+    user's own. Further arguments of it (the task_id of `MultitaskLoss`) are taken from those of the model's
+    forward; the Trainer passes columns on with `remove_unused_columns=False`. A module is in the model's
+    training mode. None gives the model its own loss back.
+
+    A loss of one number per sequence (`dco_sequence`, `EISLLoss(reduction="none")`) is summed over the batch,
+    so that gradients accumulated over parts of a batch are those of the batch. One number is a mean: where
+    the model gets `num_items_in_batch`, as from the Trainer, it counts with the share of the labels that are
+    here. That accumulates to the full batch for means over tokens (`MultitaskLoss(mode="token")`); for means
+    over sequences (EISL) or tasks only if every part has as many labels for each of them.
+
+    The model is changed in place, by the `loss_function` that transformers lets be set, and returned;
+    `save_pretrained` does not see it. Losses that a model adds to its own, as of a router, stay.
+
+    Raises: ValueError for what is no causal language model of transformers, for one that computes its loss
+    by itself or was changed by `patch_loss`; in a forward that lacks an argument of the loss.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
+        raise InputError(f"use_loss expects a causal language model of transformers, got {name}.")
+    if hasattr(type(model), "_logitkit_original"):
+        raise InputError(f"{name} was changed by patch_loss and makes no logits: call unpatch_loss first.")
+    vars(model).pop("_loss_function", None)
+    if loss is None:
+        return model
+    if not _asks_for_its_loss(model):
+        raise InputError(f"{name} does not compute its loss of the next token by its loss_function.")
+    model.loss_function = _LossOfLogits(model, loss)
+    return model
+
+
+@torch.no_grad()
+def _asks_for_its_loss(model: Any) -> bool:
+    """Whether the model's loss on four tokens is what its `loss_function` makes of all their logits."""
+    if getattr(model, "loss_type", None) not in (None, "ForCausalLM"):
+        return False
+    shapes = []
+
+    def ask(logits: Tensor, labels: Tensor, **_: Any) -> Tensor:
+        shapes.append(logits.shape[:-1] == labels.shape)
+        return logits.sum()
+
+    model.loss_function = ask
+    try:
+        with _on_four_tokens(model) as tokens:
+            model(input_ids=tokens, labels=tokens)
+    finally:
+        del model._loss_function
+    return shapes == [True]
+
+
+class _LossOfLogits:
+    """What `use_loss` sets as the model's `loss_function`."""
+
+    def __init__(self, model: Any, loss: Loss) -> None:
+        self.model = model
+        self.loss = loss
+        parameters = list(inspect.signature(getattr(loss, "forward", loss)).parameters.values())[2:]
+        self.takes = [p.name for p in parameters]
+        plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self.needs = [p.name for p in parameters if p.default is p.empty and p.kind in plain]
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
+        **given: Any,
+    ) -> Tensor:
+        missing = [name for name in self.needs if given.get(name) is None]
+        if missing:
+            raise InputError(f"the loss needs {', '.join(missing)}: pass it to the model, beside the labels.")
+        if isinstance(self.loss, nn.Module):
+            self.loss.train(self.model.training)
+        shifted = next_token_labels(labels) if shift_labels is None else shift_labels
+        shifted = shifted.to(logits.device)
+        value = self.loss(logits, shifted, **{k: v for k, v in given.items() if k in self.takes})
+        if value.ndim > 0:
+            return value.sum()
+        if num_items_in_batch is None:
+            return value
+        items = torch.as_tensor(num_items_in_batch, device=value.device)
+        return value * (shifted != -100).sum() / items

@@ -59,7 +59,8 @@ class Outcome(NamedTuple):
     " with gradient ascent, and answers the forgotten ones with the template.",
     seeds=range(3),
     note="Forgetting stops as soon as 5 % of the facts are left, after few steps, when gradient ascent too"
-    " has done little harm; the template has begun to replace the answers by then, but is not the likeliest yet.",
+    " has done little harm; the template has begun to replace the answers by then, but is not the likeliest"
+    " yet.",
 )
 def flat(trial: Trial) -> list[Check]:
     known = [learned(trial, seed) for seed in trial.seeds]
