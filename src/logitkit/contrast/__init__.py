@@ -1,5 +1,6 @@
-"""Objectives on embeddings (contrastive, metric, local), and on the scores of many labels."""
+"""Objectives on embeddings (contrastive, metric, local), and on scores of many labels; search by score."""
 
+from logitkit.contrast.anncur import ANNCUR, recall_vs_cost, topk_recall
 from logitkit.contrast.base import RankingLoss
 from logitkit.contrast.decoupled_softmax import DecoupledSoftmax, decoupled_softmax
 from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local_triplet, match_local
@@ -9,6 +10,7 @@ from logitkit.contrast.tempnet_contrastive import TemperatureGenerator, TempNetC
 from logitkit.contrast.triplet_ohnm import TripletOHNM, triplet_ohnm
 
 __all__ = [
+    "ANNCUR",
     "DecoupledSoftmax",
     "LocalTripletLoss",
     "MultiPositive",
@@ -21,5 +23,7 @@ __all__ = [
     "hard_tuples",
     "local_triplet",
     "match_local",
+    "recall_vs_cost",
+    "topk_recall",
     "triplet_ohnm",
 ]

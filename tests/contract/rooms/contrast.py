@@ -1,5 +1,5 @@
 """A valid call: `loss(embeddings, labels, **needs)`, `loss(view_a, view_b, **needs)` for retrieval, or
-`loss(scores, target)` where labels are many."""
+`loss(scores, target)` where labels are many. A search is fitted to scores of queries and all items."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from contract.samples import FEATURES, Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "multilabel" in card.tasks:
         return losses.multilabel(batch, normal, g, build, device)
+    if hasattr(card.build, "search"):
+        return search(batch, normal, build)
     if "retrieval" in card.tasks:
         return two_views(card, batch, normal, build, device)
     embeddings = normal(batch, FEATURES)
@@ -50,3 +52,21 @@ def two_views(card, batch, normal, build, device) -> Sample:
         "views of other lengths": lambda p: p(a, torch.cat([b, b]), **extra),
     }
     return Sample(build, (a,), lambda part, a: part(a, b, **extra), bad)
+
+
+def search(batch, normal, build) -> Sample:
+    """A valid call of `search(score, k, budget)`; the budget is all items, so that the answer is exact."""
+    known, scores = normal(120, 60), normal(batch, 60)
+
+    def call(part: Any, scores: Tensor) -> Tensor:
+        return part.search(lambda ids: scores.gather(1, ids.expand(len(scores), -1)), 3, 60).scores
+
+    bad = {
+        "a budget below the anchors": lambda p: p.search(lambda ids: scores[:, :50], 3, 50),
+        "more than the budget asked for": lambda p: p.search(lambda ids: scores[:, :50], 70, 60),
+        "another number of scores": lambda p: p.search(lambda ids: scores[:, :3], 3, 60),
+        "NaN": lambda p: p.fit(known * float("nan")),
+        "an empty batch": lambda p: p.fit(known[:0]),
+        "fewer items than anchors": lambda p: p.fit(known[:, :20]),
+    }
+    return Sample(lambda: build().fit(known), (scores,), call, bad)
