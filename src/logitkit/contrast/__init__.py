@@ -3,8 +3,15 @@
 from logitkit.contrast.anncur import ANNCUR, recall_vs_cost, topk_recall
 from logitkit.contrast.base import RankingLoss
 from logitkit.contrast.decoupled_softmax import DecoupledSoftmax, decoupled_softmax
+from logitkit.contrast.icnn import ICNNLoss, icnn_score
 from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local_triplet, match_local
 from logitkit.contrast.multi_positive import MultiPositive
+from logitkit.contrast.proto_triplet import (
+    EpisodeSampler,
+    ProtoTripletLoss,
+    episode_accuracy,
+    prototypes,
+)
 from logitkit.contrast.soft_topk import SoftTopK
 from logitkit.contrast.tempnet_contrastive import TemperatureGenerator, TempNetContrastive
 from logitkit.contrast.triplet_ohnm import TripletOHNM, triplet_ohnm
@@ -12,17 +19,23 @@ from logitkit.contrast.triplet_ohnm import TripletOHNM, triplet_ohnm
 __all__ = [
     "ANNCUR",
     "DecoupledSoftmax",
+    "EpisodeSampler",
+    "ICNNLoss",
     "LocalTripletLoss",
     "MultiPositive",
+    "ProtoTripletLoss",
     "RankingLoss",
     "SoftTopK",
     "TempNetContrastive",
     "TemperatureGenerator",
     "TripletOHNM",
     "decoupled_softmax",
+    "episode_accuracy",
     "hard_tuples",
+    "icnn_score",
     "local_triplet",
     "match_local",
+    "prototypes",
     "recall_vs_cost",
     "topk_recall",
     "triplet_ohnm",
