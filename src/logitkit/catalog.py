@@ -12,7 +12,9 @@ from logitkit.registry import ROOMS, Card, registered
 
 # What a caller knows about the place a part goes into. `create` hands a part those it asks for by name
 # and leaves the others out, so that one call builds any part of a room.
-CONTEXT = ("in_features", "num_classes", "num_samples", "num_tasks", "input_shape", "vmin", "vmax")
+CONTEXT = (
+    "in_features", "num_classes", "class_names", "num_samples", "num_tasks", "input_shape", "vmin", "vmax",
+)  # fmt: skip
 
 
 def _open(room: str) -> None:

@@ -48,7 +48,8 @@ def context(card: Card) -> dict[str, Any]:
     classes = CLASSES if card.tasks & many else 2 if "binary" in card.tasks else 1
     return {
         "in_features": FEATURES, "num_classes": classes, "num_samples": 256, "num_tasks": 3,
-        "input_shape": IMAGE, "vmin": -3.0, "vmax": 3.0,
+        "class_names": [f"class {k}" for k in range(classes)], "input_shape": IMAGE,
+        "vmin": -3.0, "vmax": 3.0,
     }  # fmt: skip
 
 

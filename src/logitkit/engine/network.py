@@ -25,12 +25,13 @@ class Shape:
     num_samples: int
     vmin: float = -1.0
     vmax: float = 1.0
+    class_names: tuple[str, ...] | None = None
 
     def context(self, in_features: int | None = None) -> dict[str, Any]:
         """The arguments that `catalog.create` offers to a part."""
         known = {
             "input_shape": self.input_shape, "num_classes": self.num_classes, "num_samples": self.num_samples,
-            "vmin": self.vmin, "vmax": self.vmax,
+            "vmin": self.vmin, "vmax": self.vmax, "class_names": self.class_names,
         }  # fmt: skip
         return known if in_features is None else {**known, "in_features": in_features}
 

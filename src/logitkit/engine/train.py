@@ -77,6 +77,7 @@ class Prepared:
         train = tensors(dataset)
         regression = dataset.task == "regression"
         margin = 0.1 * float(train[1].max() - train[1].min()) if regression else 0.0
+        names = None if regression else dataset.class_names
         shape = Shape(
             input_shape=tuple(pre.input_shape),
             task=dataset.task,
@@ -84,8 +85,8 @@ class Prepared:
             num_samples=len(dataset),
             vmin=float(train[1].min()) - margin if regression else -1.0,
             vmax=float(train[1].max()) + margin if regression else 1.0,
+            class_names=names,
         )
-        names = None if regression else dataset.class_names
         return cls(train, tensors(split.val), tensors(split.test), pre, shape, names, dataset)
 
 

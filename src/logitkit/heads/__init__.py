@@ -16,11 +16,13 @@ from logitkit.heads.madacos import MadaCosHead, madacos_scale_and_margin
 from logitkit.heads.naive_bayes import NaiveBayesHead, linear_eval_curve, two_regime_crossing
 from logitkit.heads.normalized_softmax import NormalizedSoftmaxHead, NovelClassClassifier
 from logitkit.heads.ordinal import (
+    MultitaskOrdinalHead,
     OrdinalHead,
     ordinal_cross_entropy,
     ordinal_log_softmax,
     ranked_probability_score,
 )
+from logitkit.heads.semantic import SemanticHead, hashed_text, text_targets
 
 __all__ = [
     "CosineHead",
@@ -31,16 +33,19 @@ __all__ = [
     "HistogramHead",
     "LinearHead",
     "MadaCosHead",
+    "MultitaskOrdinalHead",
     "NaiveBayesHead",
     "NormalizedSoftmaxHead",
     "NovelClassClassifier",
     "OrdinalHead",
+    "SemanticHead",
     "autocorrelation",
     "c51_project",
     "ebv_quality",
     "fourier_density",
     "fourier_penalty",
     "generate_ebv",
+    "hashed_text",
     "hl_gauss_targets",
     "linear_eval_curve",
     "madacos_scale_and_margin",
@@ -48,6 +53,7 @@ __all__ = [
     "ordinal_log_softmax",
     "ranked_probability_score",
     "smoothness",
+    "text_targets",
     "two_hot_targets",
     "two_regime_crossing",
     "welch_bound",

@@ -15,6 +15,7 @@ from logitkit.ops.checks import (
     values_visible,
 )
 from logitkit.ops.clusters import balanced_clusters
+from logitkit.ops.continual import forgetting, incremental_accuracy
 from logitkit.ops.contrastive import (
     all_triplets,
     decoupled_softmax,
@@ -82,7 +83,9 @@ __all__ = [
     "draw_normal",
     "draw_uniform",
     "fit_temperature",
+    "forgetting",
     "hubness_skew",
+    "incremental_accuracy",
     "info_nce",
     "k_occurrence",
     "labelled_nt_xent",
