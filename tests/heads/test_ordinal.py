@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from logitkit.engine import Recipe, run
-from logitkit.heads import OrdinalHead, ordinal_cross_entropy, ordinal_log_softmax, ranked_probability_score
+from logitkit.heads import (
+    MultitaskOrdinalHead,
+    OrdinalHead,
+    ordinal_cross_entropy,
+    ordinal_log_softmax,
+    ranked_probability_score,
+)
 
 CUTS = torch.tensor([2.0, 0.5, -1.0], dtype=torch.float64)
 
@@ -69,6 +75,23 @@ def test_ranked_probability_score_by_hand():
     p = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     expected = torch.tensor([((0.2 - 0) ** 2 + (0.7 - 1) ** 2) / 2, 0.0, 1.0])
     torch.testing.assert_close(ranked_probability_score(p, torch.tensor([1, 0, 0])), expected)
+
+
+def test_several_items_are_several_heads_and_missing_ratings_count_nothing():
+    torch.manual_seed(0)
+    part, x = MultitaskOrdinalHead(3, items=2, num_classes=4), torch.randn(5, 3)
+    ratings = torch.tensor([[0, -1], [3, 2], [-1, -1], [1, 0], [2, 3]])
+    log_p = part(x)
+    losses = []
+    for item, head in enumerate(part.heads):
+        rated = ratings[:, item] >= 0
+        losses.append(head.loss(head(x[rated]), ratings[rated, item], reduction="none"))
+        p = head(x).exp()
+        torch.testing.assert_close(part.expected(log_p)[:, item], p[:, 1] + 2 * p[:, 2] + 3 * p[:, 3])
+    torch.testing.assert_close(part.loss(log_p, ratings), torch.cat(losses).mean())
+    assert part.loss(log_p, torch.full((5, 2), -1)) == 0
+    with pytest.raises(ValueError, match=r"ratings must have shape \(5, 2\)"):
+        part.loss(log_p, ratings[:4])
 
 
 def test_trains_through_the_engine():

@@ -125,6 +125,24 @@ def test_unlinked_groups_are_refused():
         FacetedRasch().fit(rows)
 
 
+def test_measures_new_subjects_where_expected_scores_meet_the_observed():
+    rows, *_ = simulated(subjects=80)
+    part = FacetedRasch().fit(rows)
+    scores = torch.tensor([[0.0, 0, 1, 0], [1.5, 2, 0.3, 3], [3, 3, 3, 3]], dtype=torch.float64)
+    theta = part.measure(scores)
+    level = torch.arange(4).double()
+    for value, row in zip(theta, scores, strict=True):
+        p = rating_log_probabilities(value - part.delta, part.tau).exp()
+        assert ((p @ level).sum() + value / 10).item() == pytest.approx(row.sum().item(), abs=1e-9)
+    assert (theta.diff() > 0).all()
+    part.prior_variance = math.inf
+    assert part.measure(scores).isnan().tolist() == [False, False, True]
+    with pytest.raises(ValueError, match=r"shape \(batch, 4\)"):
+        part.measure(scores[:, :3])
+    with pytest.raises(ValueError, match=r"lie in \[0, 3\]"):
+        part.measure(scores + 1)
+
+
 def test_bad_input():
     rows, *_ = simulated()
     with pytest.raises(ValueError, match=r"level 3; expected levels in \[0, 3\)"):

@@ -118,3 +118,40 @@ class OrdinalHead(nn.Module):
         if logits.shape[1] != self.num_classes:
             raise ValueError(f"logits must have {self.num_classes} columns, got shape {tuple(logits.shape)}.")
         return reduce(ordinal_cross_entropy(logits, target), reduction)
+
+
+class MultitaskOrdinalHead(nn.Module):
+    """An `OrdinalHead` for each of several items on the same features: predicts what judges would rate, for
+    `FacetedRasch.measure` to turn into one value.
+
+    Shapes: features (batch, in_features) -> log-probabilities (batch, items, num_classes); `loss(log_p,
+    ratings)` takes levels (batch, items), -1 where there is no rating, and averages over the others, 0 if
+    there are none; `expected(log_p)` -> mean levels (batch, items).
+
+    Source: arXiv:2009.10277, the multitask network.
+    """
+
+    def __init__(self, in_features: int, items: int, num_classes: int) -> None:
+        super().__init__()
+        check_positive(items=items)
+        self.heads = nn.ModuleList(OrdinalHead(in_features, num_classes) for _ in range(items))
+        self.num_classes = num_classes
+
+    def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch items classes"]:
+        return torch.stack([head(features) for head in self.heads], dim=1)
+
+    def loss(
+        self, log_p: Float[Tensor, "batch items classes"], ratings: Int[Tensor, "batch items"]
+    ) -> Float[Tensor, ""]:
+        """The ordinal cross-entropy of the ratings there are, in nats."""
+        if ratings.shape != log_p.shape[:2]:
+            raise ValueError(f"ratings must have shape {tuple(log_p.shape[:2])}, got {tuple(ratings.shape)}.")
+        flat = ratings.flatten()
+        log_p, flat = check_batch(log_p.flatten(0, 1), flat, ignore_index=-1)
+        losses = ordinal_cross_entropy(log_p, flat.clamp(min=0))
+        return reduce(losses, "mean", (flat >= 0).to(losses.dtype))
+
+    def expected(self, log_p: Float[Tensor, "batch items classes"]) -> Float[Tensor, "batch items"]:
+        """The mean level of each item."""
+        p = log_p.exp()
+        return p @ torch.arange(p.shape[-1], dtype=p.dtype, device=p.device)

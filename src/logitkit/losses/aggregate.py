@@ -190,7 +190,9 @@ class AggregateRidge:
         root = bags.bincount().double().sqrt()
         rows = torch.cat([root[:, None] * centre, math.sqrt(self.rho) * (x - centre[bags])])
         right = torch.cat([root * means, means.new_zeros(len(x))])
-        self.theta = torch.linalg.lstsq(rows, right[:, None], driver="gelsd").solution[:, 0]
+        # The driver that takes dependent columns is on the CPU only.
+        solution = torch.linalg.lstsq(rows.cpu(), right[:, None].cpu(), driver="gelsd").solution
+        self.theta = solution[:, 0].to(x.device)
         return self
 
     def predict(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
@@ -210,6 +212,7 @@ def select_rho(
     if not 2 <= folds <= len(target):
         raise ValueError(f"folds must lie in [2, {len(target)}], the number of bags, got {folds}.")
     fold = (torch.arange(len(target)) % folds)[torch.randperm(len(target), generator=generator)]
+    fold = fold.to(bags.device)
     errors = torch.zeros(len(rhos), dtype=torch.float64)
     for held in range(folds):
         outside = fold != held
@@ -217,5 +220,5 @@ def select_rho(
         means = bag_means(x.double(), bags)[~outside]
         for i, rho in enumerate(rhos):
             model = AggregateRidge(rho).fit(x[rows], target[outside], number[bags[rows]])
-            errors[i] += (model.predict(means) - target[~outside]).square().sum()
+            errors[i] += (model.predict(means) - target[~outside]).square().sum().cpu()
     return float(rhos[int(errors.argmin())])

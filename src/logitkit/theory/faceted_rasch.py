@@ -48,7 +48,7 @@ class FacetedRasch(Fitted):
     0. Then `theta` (subjects,), `delta` (items,), `alpha` (judges,), `tau` (items, m) and `theta_se`,
     `delta_se`, `alpha_se` in logits, `infit` (judges,); NaN for what has no ratings. `predict(rows)` of
     (batch, 3) subject, item and judge gives expected levels (batch,), `probabilities(rows)` (batch,
-    levels). All in float64.
+    levels); `measure(scores)` the theta (batch,) of new subjects. All in float64.
 
     Defaults: prior variance 10, weak, which keeps subjects with only lowest or highest ratings finite
     (math.inf is none). levels: what the data show. infit_bounds: with (0.5, 1.5), a common rule, judges
@@ -60,7 +60,8 @@ class FacetedRasch(Fitted):
 
     Source: Kennedy, Bacon, Sahn, von Vacano, arXiv:2009.10277, the section on the measurement model; the
     model is Linacre's, Many-Facet Rasch Measurement, 1989. Standard errors are those of one parameter with
-    the others held. The paper's ordinal output layer is the head `ordinal`.
+    the others held. The paper's ordinal output layer is the head `ordinal`, its network's last layer
+    `MultitaskOrdinalHead`, whose expected levels `measure` takes.
 
     Not for: unordered answers (see `dawid_skene`), or judges who each saw other subjects than all the rest.
     """
@@ -96,7 +97,8 @@ class FacetedRasch(Fitted):
     @torch.no_grad()
     def fit(self, ratings: Int[Tensor, "rows 4"]) -> FacetedRasch:
         """Estimate every facet; returns self."""
-        ratings = _check_table(ratings, ("subject", "item", "judge", "level"))
+        device = ratings.device
+        ratings = _check_table(ratings, (*FACETS, "level")).cpu()
         levels = self.levels or max(int(ratings[:, 3].max()) + 1, 2)
         if int(ratings[:, 3].max()) >= levels:
             raise ValueError(
@@ -111,7 +113,33 @@ class FacetedRasch(Fitted):
             if not bool(fits.all()):
                 self._fit(ratings[fits], sizes, levels)
                 self.infit = infit  # of the judges left out as well
-        return self
+        return self.to(device)
+
+    @torch.no_grad()
+    def measure(self, scores: Float[Tensor, "batch items"]) -> Float[Tensor, " batch"]:
+        """theta of new subjects from a level on every item, by a judge of mean severity; the levels may be
+        expected ones, such as a network's. Most likely under the prior, and NaN without one where all levels
+        are the lowest or the highest."""
+        items, steps = self.tau.shape
+        if not items or scores.ndim != 2 or scores.shape[1] != items or not scores.is_floating_point():
+            raise ValueError(
+                f"scores must be floating point of shape (batch, {items}), a column for each fitted item; got"
+                f" {scores.dtype} of shape {tuple(scores.shape)}."
+            )
+        if values_visible(scores) and not bool(((scores >= 0) & (scores <= steps)).all()):
+            raise ValueError(f"scores must lie in [0, {steps}], the levels that were fitted.")
+        observed = scores.double().sum(dim=1)
+        level = torch.arange(steps + 1, dtype=torch.float64, device=scores.device)
+        low, high = (torch.full_like(observed, bound) for bound in (-100.0, 100.0))
+        for _ in range(60):
+            theta = (low + high) / 2
+            location = (theta[:, None] - self.delta).flatten()
+            p = rating_log_probabilities(location, self.tau.repeat(len(theta), 1)).exp()
+            expected = (p @ level).view(-1, items).sum(dim=1)
+            below = expected + theta / self.prior_variance < observed
+            low, high = torch.where(below, theta, low), torch.where(below, high, theta)
+        unbounded = (observed == 0) | (observed == items * steps)
+        return torch.where(unbounded & math.isinf(self.prior_variance), torch.nan, theta)
 
     def predict(self, rows: Int[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
         """The expected level of each subject, item and judge."""
