@@ -6,6 +6,7 @@ A room is described once, in `tests/contract/rooms/<room>.py`; a new part in it 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from logitkit import catalog
 from logitkit.registry import Card
 
 CLASSES, FEATURES, IMAGE = 5, 16, (1, 8, 8)
+TOKENS, VOCABULARY = 7, 11
 
 
 class Probe(nn.Module):
@@ -46,11 +48,18 @@ class Sample:
 def context(card: Card) -> dict[str, Any]:
     many = {"classification", "multilabel", "crowd"}
     classes = CLASSES if card.tasks & many else 2 if "binary" in card.tasks else 1
-    return {
+    place = {
         "in_features": FEATURES, "num_classes": classes, "num_samples": 256, "num_tasks": 3,
         "class_names": [f"class {k}" for k in range(classes)], "input_shape": IMAGE,
         "vmin": -3.0, "vmax": 3.0,
     }  # fmt: skip
+    if reads_tokens(card):
+        place |= {"input_shape": (TOKENS,), "vocabulary": VOCABULARY}
+    return place
+
+
+def reads_tokens(card: Card) -> bool:
+    return "vocabulary" in inspect.signature(card.build).parameters
 
 
 def make(card: Card, batch: int = 6, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Sample:

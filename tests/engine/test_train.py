@@ -11,7 +11,7 @@ from torch import nn
 from logitkit import InputError, data, load
 from logitkit.data.base import seeded
 from logitkit.engine import Diverged, Prepared, Recipe, Trainer, run
-from logitkit.engine.train import forward
+from logitkit.engine.inference import forward
 
 
 @pytest.fixture(scope="module")

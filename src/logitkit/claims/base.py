@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from logitkit import catalog, data
 from logitkit.engine import Diverged, Prepared, Recipe, RunResult, Trainer
 from logitkit.engine import run as run_recipe
+from logitkit.engine.inference import forward
 from logitkit.engine.run import isolated
-from logitkit.engine.train import Progress, forward
+from logitkit.engine.train import Progress
 from logitkit.errors import InputError
 
 Relation = Literal[">=", "<=", ">", "<"]

@@ -11,12 +11,15 @@ from logitkit.engine.checkpoint import write_atomically
 
 def write_predictions(model: Predictor, source: str, output: Path) -> int:
     """Write a line per row of `source`: `prediction`, and for classes `p_<class>` each; of several labels the
-    five best, for retrieval the embedding. Returns the rows."""
+    five best, for retrieval the embedding, for sequences the tokens. Returns the rows."""
     import polars as pl
 
     x = model.inputs(source)
     if model.shape.task == "regression":
         table = pl.DataFrame({"prediction": model.values(x).numpy()})
+    elif model.shape.task == "sequence":
+        found = model.scores(x).argmax(1).view(x.shape).tolist()
+        table = pl.DataFrame({"prediction": [" ".join(model.names[k] for k in row) for row in found]})
     elif model.shape.task == "retrieval":
         columns = model.embeddings(x).T.numpy()
         table = pl.DataFrame({f"embedding_{k}": column for k, column in enumerate(columns)})

@@ -24,6 +24,7 @@ SHOWN = {
     "regression": ("mae", "r2", "noise_rmse"),
     "ordinal": ("rps", "kappa", "accuracy", "noise_mae"),
     "retrieval": ("r@1", "r@10", "hubness", "noise_map"),
+    "sequence": ("accuracy", "perplexity"),
     "multilabel": ("p@5", "ndcg@5", "psp@5", "noise_p@1"),
 }
 COLOURS = {"better": "green", "worse": "red", "reference": "bold"}

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from logitkit.data.base import IGNORE
+from logitkit.heads import ranked_probability_score
 from logitkit.ops import calibration_error, skewness
 from logitkit.ops.sphere import cosine
 
 BINS = 15
 # Queries whose similarities to everything are held at once.
 QUERIES = 1024
+# Sequences whose scores for every token are held at once.
+SEQUENCES = 64
 
 
 def classification(probabilities: Tensor, y: Tensor) -> dict[str, float]:
@@ -46,12 +51,11 @@ def regression(predictions: Tensor, y: Tensor) -> dict[str, float]:
 
 def ordinal(probabilities: Tensor, y: Tensor) -> dict[str, float]:
     """For (batch, levels) probabilities of levels in order: the mean number of levels between y and the
-    distribution's median, the ranked probability score sum_k (P(level <= k) - 1[y <= k])^2, quadratically
+    distribution's median, the ranked probability score (see `heads.ranked_probability_score`), quadratically
     weighted kappa of the median, accuracy of the most probable level, and negative log-likelihood."""
     levels = probabilities.shape[1]
     below = probabilities.double().cumsum(1)
     median = (below < 0.5).sum(1).clamp(max=levels - 1)
-    truth = (y[:, None] <= torch.arange(levels, device=y.device)).double()
     apart = (median - y).double()
     counts = [torch.bincount(each, minlength=levels).double() / len(y) for each in (median, y)]
     distance = (torch.arange(levels)[:, None] - torch.arange(levels)).double().square()
@@ -59,7 +63,7 @@ def ordinal(probabilities: Tensor, y: Tensor) -> dict[str, float]:
     tiny = torch.finfo(probabilities.dtype).tiny
     return {
         "mae": apart.abs().mean().item(),
-        "rps": (below - truth).square().sum(1).mean().item(),
+        "rps": ranked_probability_score(probabilities.double(), y).mean().item(),
         "kappa": 1.0 - apart.square().mean().item() / by_chance if by_chance > 0 else 1.0,
         "accuracy": (probabilities.argmax(1) == y).double().mean().item(),
         "nll": -probabilities.gather(1, y[:, None]).clamp(min=tiny).double().log().mean().item(),
@@ -122,6 +126,25 @@ def multilabel(scores: Tensor, y: Tensor, train: Tensor | None = None) -> dict[s
     weight = 1 + c * (counts + PROPENSITY_B) ** -PROPENSITY_A
     gain, most = hit * weight[top], (relevant * weight).topk(deep, 1).values
     return found | {f"psp@{k}": (gain[:, :k].sum() / most[:, :k].sum()).item() for k in (1, 5)}
+
+
+@torch.no_grad()
+def tokens(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
+    """Over the tokens of y (batch, tokens) that are not `IGNORE`: mean negative log-likelihood in bits, its
+    exponential as perplexity, and the share of tokens that are the most probable.
+
+    The network's scores (batch * tokens, vocabulary) are made for a few sequences at a time.
+    """
+    nats, right, count = 0.0, 0, 0
+    for some, labels in zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True):
+        kept = labels.flatten() != IGNORE
+        scores, labels = network(some)[kept], labels.flatten()[kept]
+        nats += torch.nn.functional.cross_entropy(scores.double(), labels, reduction="sum").item()
+        right += int((scores.argmax(1) == labels).sum())
+        count += len(labels)
+    nats /= max(count, 1)
+    perplexity = math.exp(nats) if nats < 700 else math.inf
+    return {"bits": nats / math.log(2), "accuracy": right / max(count, 1), "perplexity": perplexity}
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ class Shape:
     vmin: float = -1.0
     vmax: float = 1.0
     class_names: tuple[str, ...] | None = None
+    vocabulary: int | None = None
 
     def context(self, in_features: int | None = None) -> dict[str, Any]:
         """The arguments that `catalog.create` offers to a part."""
@@ -33,6 +35,8 @@ class Shape:
             "input_shape": self.input_shape, "num_classes": self.num_classes, "num_samples": self.num_samples,
             "vmin": self.vmin, "vmax": self.vmax, "class_names": self.class_names,
         }  # fmt: skip
+        if self.vocabulary is not None:
+            known["vocabulary"] = self.vocabulary
         return known if in_features is None else {**known, "in_features": in_features}
 
 
@@ -50,13 +54,20 @@ class Network(nn.Module):
     """backbone -> pooled features -> head -> log-weights of the normaliser.
 
     `forward(x)` gives the scores that losses and calibrators take: (batch, classes), or (batch, 1) for
-    regression. `embed(x)` gives the pooled features.
+    regression. `embed(x)` gives the pooled features. With `per_token` nothing is pooled: every position of
+    the feature map (batch, tokens, dim) is a row of its own, (batch * tokens, ...).
     """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, normalizer: nn.Module | None, head_takes_target: bool
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        normalizer: nn.Module | None,
+        head_takes_target: bool,
+        per_token: bool = False,
     ) -> None:
         super().__init__()
+        self.per_token = per_token
         self.backbone = backbone
         self.head = head
         self.normalizer = normalizer
@@ -65,17 +76,21 @@ class Network(nn.Module):
     def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         return self.outputs(x, target).scores
 
-    def outputs(self, x: Tensor, target: Tensor | None = None) -> Outputs:
-        """The scores, and what they came from."""
-        features, pooled = self.hidden(x)
+    def outputs(self, x: Tensor, target: Tensor | None = None, keep: Tensor | None = None) -> Outputs:
+        """The scores, and what they came from; of the rows in the mask `keep`, to which `target` belongs."""
+        features, pooled = self.hidden(x, keep)
         raw = self.head(pooled, target=target) if self._head_takes_target else self.head(pooled)
         scores = raw if self.normalizer is None else self.normalizer.log(raw)  # type: ignore[operator]
         return Outputs(scores, raw, pooled, features)
 
-    def hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The backbone's last feature map, and the pooled features."""
+    def hidden(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The backbone's last feature map, and the pooled features; of the rows in the mask `keep`."""
         features = self.backbone.forward_features(x)  # type: ignore[operator]
-        return features, self.backbone.pool(features)  # type: ignore[operator]
+        if not self.per_token:
+            return features, self.backbone.pool(features)  # type: ignore[operator]
+        rows = features.flatten(0, 1)
+        rows = rows if keep is None else rows[keep]
+        return rows, rows
 
     def embed(self, x: Tensor) -> Tensor:
         """Pooled features (batch, out_features)."""
@@ -116,36 +131,47 @@ def locate(path: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
-def build_backbone(spec: PartSpec, input_shape: tuple[int, ...]) -> nn.Module:
+def build_backbone(spec: PartSpec, shape: Shape) -> nn.Module:
     """A part of `models`, or the user's `module:attribute`: a callable that returns a module.
 
-    The callable gets the recipe's arguments, and `input_shape` if it asks for it. A module without
-    `forward_features` and `pool` is wrapped: its flattened output is the features.
+    The callable gets the recipe's arguments, and `input_shape` and `vocabulary` if it asks for them. A module
+    without `forward_features` and `pool` is wrapped: its flattened output is the features.
     """
     if ":" not in spec.name:
-        return catalog.create("models", spec.name, input_shape=input_shape, **spec.kwargs)
-    import inspect
-
+        return catalog.create("models", spec.name, **{**shape.context(), **spec.kwargs})
     make = locate(spec.name, "model")
     takes = inspect.signature(make).parameters if callable(make) else {}
-    known = {"input_shape": input_shape} if "input_shape" in takes else {}
+    known = {k: v for k, v in shape.context().items() if k in ("input_shape", "vocabulary") and k in takes}
     module = make(**known, **spec.kwargs) if callable(make) and not isinstance(make, nn.Module) else make
     if not isinstance(module, nn.Module):
         raise InputError(f"model={spec}: expected a torch.nn.Module, got {type(module).__name__}.")
     return (
         module
         if hasattr(module, "forward_features") and hasattr(module, "pool")
-        else _Wrapped(module, input_shape)
+        else _Wrapped(module, shape.input_shape)
     )
+
+
+def _check_reads(spec: PartSpec, shape: Shape) -> None:
+    """Raise InputError for a model that reads numbers where the data are tokens, or the other way round."""
+    if ":" in spec.name:
+        return
+    reads_tokens = "vocabulary" in inspect.signature(catalog.get("models", spec.name).build).parameters
+    if shape.vocabulary is not None and not reads_tokens:
+        raise InputError(f"model={spec} cannot read tokens; use model=transformer.")
+    if shape.vocabulary is None and reads_tokens:
+        raise InputError(f"model={spec} reads tokens, and the data hold none.")
 
 
 def build_network(recipe: Recipe, shape: Shape) -> Network:
     """The network of `recipe` for data of `shape`, initialised from the global seed."""
+    _check_reads(recipe.model, shape)
     for slot, room in (("model", "models"), ("head", "heads")):
         spec = getattr(recipe, slot)
-        if ":" not in spec.name and TASKS[shape.task].like not in catalog.get(room, spec.name).tasks:
+        able = (TASKS[shape.task].like,) if room == "heads" or shape.task != "sequence" else ("sequence",)
+        if ":" not in spec.name and not catalog.get(room, spec.name).tasks.intersection(able):
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
-    backbone = build_backbone(recipe.model, shape.input_shape)
+    backbone = build_backbone(recipe.model, shape)
     card = catalog.get("heads", recipe.head.name)
     head = catalog.create(
         "heads",
@@ -160,4 +186,4 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
         )
     known = {**shape.context(), **recipe.softmax.kwargs}
     normalizer = None if plain else catalog.create("softmax", softmax.name, **known)
-    return Network(backbone, head, normalizer, head_takes_target="target" in card.needs)
+    return Network(backbone, head, normalizer, "target" in card.needs, per_token=shape.task == "sequence")

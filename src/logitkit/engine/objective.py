@@ -6,14 +6,19 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from logitkit import catalog
+from logitkit.data.base import IGNORE
 from logitkit.engine.network import Network, Shape, locate
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError
 from logitkit.heads import LinearHead
+
+# What terms may need beside scores and target.
+KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias"}
 
 
 @dataclass(frozen=True)
@@ -46,20 +51,32 @@ class Objective(nn.Module):
         self.losses = nn.ModuleList(term.loss for term in terms)
         self._terms = [(term.weight, term.needs, term.of) for term in terms]
         # Where no term looks at scores, they are not made: over very many classes they would fill the memory.
-        self._of_scores = any(term.of in ("scores", "raw") for term in terms)
+        self._of_scores = any(term.of in ("scores", "raw", "sequences") for term in terms)
+        self._of_sequences = any(term.of == "sequences" for term in terms)
         self._of_layer = any("weight" in term.needs for term in terms)
 
     def forward(self, network: Network, batch: Batch) -> Tensor:
-        known: dict[str, Any] = {"ids": batch.ids, "model": network, "inputs": batch.x}
+        target, ids, keep = batch.y, batch.ids, None
+        if network.per_token:
+            length = batch.y.shape[1]
+            target = batch.y.flatten()
+            ids = (length * batch.ids[:, None] + torch.arange(length, device=ids.device)).flatten()
+            if not self._of_sequences:
+                keep = target != IGNORE
+                target, ids = target[keep], ids[keep]
+        known: dict[str, Any] = {"ids": ids, "model": network, "inputs": batch.x}
         if self._of_scores:
-            known |= network.outputs(batch.x, batch.y)._asdict()
+            known |= network.outputs(batch.x, target, keep)._asdict()
         else:
-            known["features"], known["embeddings"] = network.hidden(batch.x)
+            known["features"], known["embeddings"] = network.hidden(batch.x, keep)
+        if self._of_sequences:
+            known["sequences"] = known["scores"].view(*batch.y.shape, -1)
         if self._of_layer:
             known |= {"weight": network.head.weight, "bias": network.head.bias}
         total: Tensor | None = None
         for loss, (weight, needs, of) in zip(self.losses, self._terms, strict=True):
-            value = loss(known[of], batch.y, **{k: known[k] for k in needs})
+            labels = batch.y if of == "sequences" else target
+            value = loss(known[of], labels, **{k: known[k] for k in needs})
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         assert total is not None
@@ -111,13 +128,18 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     assert card is not None
     like = TASKS[shape.task].like
     binary = like == "classification" and shape.num_classes == 2 and "binary" in card.tasks
-    if like not in card.tasks and not binary:
+    able_to = {like, shape.task} if shape.task == "sequence" else {like}
+    if not able_to & card.tasks and not binary:
         able = " or ".join(sorted(card.tasks))
         raise InputError(
             f"{slot}={spec} is for {able}; the data is a {shape.task} task with {shape.num_classes} outputs."
         )
+    unknown = set(card.needs) - KNOWN
+    if unknown:
+        raise InputError(f"{slot}={spec} needs {', '.join(sorted(unknown))}, which comparisons do not have.")
     loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
     contrast = card.room == "contrast" and like == "classification"
     of = "embeddings" if contrast or "weight" in card.needs else "scores"
+    of = "sequences" if shape.task == "sequence" and "sequence" in card.tasks else of
     return Term(loss, spec.weight, card.needs, of)

@@ -17,10 +17,11 @@ from logitkit import catalog, data
 from logitkit.data import Preprocessor
 from logitkit.engine import metrics as M
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
+from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network
 from logitkit.engine.recipe import PartSpec, Recipe
 from logitkit.engine.tasks import TASKS, to_prediction
-from logitkit.engine.train import Prepared, forward, threads
+from logitkit.engine.train import Prepared, threads
 from logitkit.errors import InputError
 
 FORMAT = 1
@@ -116,12 +117,14 @@ class Predictor:
 
     def predict(self, source: Any) -> Tensor | list[str]:
         """The most probable class's (or best label's) name per row; for regression the predicted value, for
-        retrieval the embedding (rows, features)."""
+        retrieval the embedding (rows, features), for sequences the most probable token of each position."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
         if self.shape.task == "retrieval":
             return self.embeddings(x)
+        if self.shape.task == "sequence":
+            return self.scores(x).argmax(1).view(x.shape)
         if self.shape.task == "multilabel":
             return [self.names[k] for k in self.scores(x).argmax(1).tolist()]
         return [self.names[k] for k in self.probabilities(x).argmax(1).tolist()]
@@ -146,7 +149,7 @@ class Predictor:
         """
         task = TASKS[self.shape.task]
         found, details = task.judge(self, x, y, None if train is None else train[1])
-        if train is None:
+        if train is None or not x.is_floating_point():  # tokens have no noise to add
             return found, details
         generator = torch.Generator().manual_seed(self.recipe.seed)
         noisy = x + NOISE * torch.randn(x.shape, generator=generator).to(x)

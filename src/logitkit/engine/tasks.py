@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from logitkit.data import Dataset, Preprocessor
 from logitkit.engine import metrics as M
+from logitkit.engine.inference import forward
 from logitkit.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ class Task(Protocol):
         ...
 
     def validate(
-        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
     ) -> dict[str, float]:
-        """Numbers to follow in training; more of `val_score` is better."""
+        """Numbers to follow in training, on preprocessed rows; more of `val_score` is better."""
         ...
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
@@ -82,8 +83,9 @@ class Classification:
         return target
 
     def validate(
-        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
     ) -> dict[str, float]:
+        scores = forward(network, x)
         accuracy = (scores.argmax(1) == target).double().mean().item()
         nll = nn.functional.cross_entropy(scores.double(), target).item()
         return {"val_score": accuracy, "val_accuracy": accuracy, "val_nll": nll}
@@ -114,9 +116,9 @@ class Regression:
         return preprocessor.inverse_target(target)
 
     def validate(
-        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
     ) -> dict[str, float]:
-        error = (to_prediction(network, scores) - target).double()
+        error = (to_prediction(network, forward(network, x)) - target).double()
         rmse = error.square().mean().sqrt().item() * preprocessor.target_std
         return {"val_score": -rmse, "val_rmse": rmse}
 
@@ -148,9 +150,9 @@ class MultiLabel:
         return target
 
     def validate(
-        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
     ) -> dict[str, float]:
-        precision = M.multilabel(scores, target)["p@1"]
+        precision = M.multilabel(forward(network, x), target)["p@1"]
         return {"val_score": precision, "val_p@1": precision}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
@@ -168,9 +170,9 @@ class Ordinal(Classification):
     compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
     def validate(
-        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
     ) -> dict[str, float]:
-        found = M.ordinal(scores.softmax(1), target)
+        found = M.ordinal(forward(network, x).softmax(1), target)
         return {"val_score": -found["mae"], "val_mae": found["mae"], "val_nll": found["nll"]}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
@@ -192,13 +194,32 @@ class Retrieval(Classification):
         return int(dataset.y.max()) + 1  # the classes seen in training come first
 
     def validate(
-        self, network: nn.Module, scores: Tensor, target: Tensor, preprocessor: Preprocessor
+        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
     ) -> dict[str, float]:
-        accuracy = (scores.argmax(1) == target).double().mean().item()
+        accuracy = (forward(network, x).argmax(1) == target).double().mean().item()
         return {"val_score": accuracy, "val_accuracy": accuracy}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
         return M.retrieval(predictor.embeddings(x), y), {}
+
+
+class SequenceTask(Classification):
+    """The next token, or another one, at every position of a sequence. Every position is a row to the parts
+    of classification; positions labelled `IGNORE` are left out."""
+
+    classes: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, bool]] = {"bits": False, "accuracy": True, "perplexity": False}
+    primary: ClassVar[str] = "bits"
+    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
+
+    def validate(
+        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
+    ) -> dict[str, float]:
+        found = M.tokens(network, x, target)
+        return {"val_score": -found["bits"], "val_bits": found["bits"], "val_accuracy": found["accuracy"]}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.tokens(predictor.network, x, y), {}
 
 
 TASKS: dict[str, Task] = {
@@ -207,6 +228,7 @@ TASKS: dict[str, Task] = {
     "retrieval": Retrieval(),
     "regression": Regression(),
     "multilabel": MultiLabel(),
+    "sequence": SequenceTask(),
 }
 
 

@@ -19,6 +19,7 @@ from logitkit import catalog
 from logitkit.data import Dataset, Preprocessor, Split
 from logitkit.data.base import seeded
 from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rng_state
+from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network, locate
 from logitkit.engine.objective import Batch, Objective, build_objective
 from logitkit.engine.recipe import Recipe
@@ -26,7 +27,6 @@ from logitkit.engine.tasks import TASKS, task_of
 from logitkit.errors import InputError
 
 TORCH_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-CHUNK = 1024  # rows per forward pass when nothing is learned
 
 
 class Diverged(RuntimeError):
@@ -82,10 +82,11 @@ class Prepared:
             input_shape=tuple(pre.input_shape),
             task=dataset.task,
             num_classes=task.outputs(dataset),
-            num_samples=len(dataset),
+            num_samples=dataset.y.numel() if dataset.task == "sequence" else len(dataset),
             vmin=float(train[1].min()) - margin if regression else -1.0,
             vmax=float(train[1].max()) + margin if regression else 1.0,
-            class_names=names,
+            class_names=names and names[: task.outputs(dataset)],
+            vocabulary=pre.vocabulary,
         )
         return cls(train, tensors(split.val), tensors(split.test), pre, shape, names, dataset)
 
@@ -184,10 +185,10 @@ class Trainer:
         if len(self._val[1]) == 0:
             return {}
         self.network.eval()
-        scores = forward(self.network, self._val[0])
-        self.network.train()
         task = TASKS[self.data.shape.task]
-        return task.validate(self.network, scores, self._val[1], self.data.preprocessor)
+        found = task.validate(self.network, self._val[0], self._val[1], self.data.preprocessor)
+        self.network.train()
+        return found
 
     def standard_step(self, batch: Batch) -> Tensor:
         """Forward, backward, clip, update; the loss, detached."""
@@ -368,10 +369,3 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@torch.no_grad()
-def forward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` over `x` in chunks of rows, without a graph; in at least float32."""
-    out = torch.cat([function(part) for part in x.split(CHUNK)])
-    return out if out.dtype == torch.float64 else out.float()

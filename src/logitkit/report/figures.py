@@ -207,6 +207,7 @@ def validation_score(study: Study) -> tuple[str, str]:
     return {
         "regression": ("val_rmse", "validation RMSE"),
         "ordinal": ("val_mae", "validation MAE"),
+        "sequence": ("val_bits", "validation bits per token"),
         "multilabel": ("val_p@1", "validation P@1"),
     }.get(study.task, ("val_accuracy", "validation accuracy"))
 

@@ -22,7 +22,7 @@ from logitkit import data
 from logitkit.bottleneck import cs_qmi, median_sigma
 from logitkit.claims.base import Check, Trial, claim, ratio
 from logitkit.engine import Prepared, Recipe, Trainer
-from logitkit.engine.train import forward
+from logitkit.engine.inference import forward
 
 SETS = ("friedman:nuisance=20", "diabetes")
 RATES = (1e-3, 3e-3, 1e-2)

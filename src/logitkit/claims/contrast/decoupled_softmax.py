@@ -20,8 +20,8 @@ import torch
 from logitkit import data
 from logitkit.claims.base import Check, Trial, claim, difference
 from logitkit.engine import Prepared, Recipe, Trainer
+from logitkit.engine.inference import forward
 from logitkit.engine.metrics import multilabel
-from logitkit.engine.train import forward
 
 ARMS = {"decoupled": "decoupled_softmax", "info_nce": "multi_positive", "soft_top5": "soft_topk(k=5)"}
 

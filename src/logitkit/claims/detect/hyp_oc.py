@@ -29,8 +29,8 @@ from logitkit.claims.base import Check, Trial, claim, difference, over_seeds
 from logitkit.data.base import seeded
 from logitkit.detect import HypOC
 from logitkit.engine import Prepared, Recipe
+from logitkit.engine.inference import forward
 from logitkit.engine.metrics import auroc
-from logitkit.engine.train import forward
 
 RATE = 1e-3
 

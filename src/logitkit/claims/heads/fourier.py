@@ -21,7 +21,7 @@ from torch import Tensor
 from logitkit import data
 from logitkit.claims.base import Check, Trial, claim, ratio
 from logitkit.engine import Prepared, Recipe, Trainer
-from logitkit.engine.train import forward
+from logitkit.engine.inference import forward
 from logitkit.heads import smoothness
 
 ARMS: dict[str, list[dict[str, object]]] = {

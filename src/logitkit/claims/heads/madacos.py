@@ -30,9 +30,9 @@ from logitkit.claims.base import Check, Trial, claim, difference, keep_classes
 from logitkit.data.base import seeded
 from logitkit.data.corruptions import corrupt
 from logitkit.engine import Prepared, Recipe, Trainer
+from logitkit.engine.inference import forward
 from logitkit.engine.network import Network
 from logitkit.engine.run import isolated
-from logitkit.engine.train import forward
 from logitkit.models import CNN
 from logitkit.ops.sphere import cosine
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from logitkit import data
 from logitkit.claims.base import Check, Trial, accuracy, claim, difference, over_seeds
 from logitkit.engine import Prepared, Recipe
-from logitkit.engine.train import forward
+from logitkit.engine.inference import forward
 from logitkit.losses.dco import pass_at_n
 
 BUDGETS = (1, 4, 16, 64)

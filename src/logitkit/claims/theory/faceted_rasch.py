@@ -20,8 +20,8 @@ from torch import Tensor
 from logitkit import data
 from logitkit.claims.base import Check, Trial, claim, difference, over_seeds, ratio
 from logitkit.engine import Prepared, Recipe
+from logitkit.engine.inference import forward
 from logitkit.engine.metrics import auroc
-from logitkit.engine.train import forward
 from logitkit.heads import ranked_probability_score
 from logitkit.theory import FacetedRasch
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from logitkit import data
 from logitkit.claims.base import Check, Trial, claim, difference, over_seeds, ratio
 from logitkit.engine import Prepared, Recipe, Trainer
+from logitkit.engine.inference import forward
 from logitkit.engine.metrics import multilabel
-from logitkit.engine.train import forward
 from logitkit.train import NGAMESampler
 
 ARMS = {"ngame": "ngame(cluster_size=16)", "random": "standard"}
