@@ -10,6 +10,8 @@ from contract.samples import Sample
 
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
+    if "regression" in card.tasks:
+        return regression(batch, normal, build)
     return ratings(batch, g, build, device)
 
 
@@ -35,3 +37,19 @@ def ratings(batch, g, build, device) -> Sample:
     }
     chosen = rows[torch.randint(len(rows), (batch,), generator=g).to(device)]
     return Sample(fitted, (chosen,), lambda part, rows: part.predict(rows), bad)
+
+
+def regression(batch, normal, build) -> Sample:
+    """`fit(x, y)`, `predict(x)`; the responses are linear, so that any start finds the same fit."""
+    x, noise = normal(200, 3), normal(200)
+    y = x @ x.new_tensor([1.0, -0.5, 0.25]) + 0.1 * noise
+    bad = {
+        "inputs of another rank": lambda p: p.predict(x[0]),
+        "inputs of another width": lambda p: p.predict(x[:, :-1]),
+        "integer inputs": lambda p: p.predict(x.long()),
+        "NaN": lambda p: p.predict(x * float("nan")),
+        "an empty batch to fit": lambda p: p.fit(x[:0], y[:0]),
+        "responses of another length": lambda p: p.fit(x, y[:-1]),
+        "NaN responses": lambda p: p.fit(x, y * float("nan")),
+    }
+    return Sample(lambda: build().fit(x, y), (normal(batch, 3),), lambda part, x: part.predict(x), bad)
