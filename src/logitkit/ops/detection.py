@@ -45,15 +45,16 @@ def average_precision(
             f"boxes, scores and truth must have shapes (images, n, 4), (images, n) and (images, m, 4), got"
             f" {tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(truth.shape)}."
         )
-    classes = torch.zeros(images, n, dtype=torch.long) if classes is None else classes
+    if classes is None:
+        classes = torch.zeros_like(scores, dtype=torch.long)
     if truth_classes is None:
-        truth_classes = torch.zeros(truth.shape[:2], dtype=torch.long)
+        truth_classes = torch.zeros_like(truth[..., 0], dtype=torch.long)
     known = truth_classes[truth_classes >= 0].unique()
     if not len(known):
         raise ValueError(f"truth of shape {tuple(truth.shape)} holds no object.")
     overlap = box_iou(boxes.double(), truth.double())
     overlap = overlap.masked_fill(classes[..., None] != truth_classes[:, None], -1.0)
-    hits = _hits(overlap, scores, torch.tensor(thresholds, dtype=torch.float64))
+    hits = _hits(overlap, scores, overlap.new_tensor(thresholds))
     precision = [
         _interpolated(hits[:, here], scores[here], int((truth_classes == k).sum()))
         for k in known
@@ -67,17 +68,18 @@ def _hits(
 ) -> Bool[Tensor, "t images n"]:
     """Whether each box takes an object, at each threshold."""
     images, n, m = overlap.shape
-    hits = torch.zeros(len(thresholds), images, n, dtype=torch.bool)
-    free = torch.ones(len(thresholds), images, m, dtype=torch.bool)
+    device = overlap.device
+    hits = torch.zeros(len(thresholds), images, n, dtype=torch.bool, device=device)
+    free = torch.ones(len(thresholds), images, m, dtype=torch.bool, device=device)
     if m == 0:
         return hits
-    row = torch.arange(images)
+    row, objects = torch.arange(images, device=device), torch.arange(m, device=device)
     for column in scores.argsort(dim=1, descending=True, stable=True).T:
         candidate = overlap[row, column].masked_fill((scores[row, column] <= 0)[:, None], -1.0)
         best, at = torch.where(free, candidate, -1.0).max(dim=-1)
         hit = best >= thresholds[:, None]
         hits[:, row, column] = hit
-        free &= ~(hit[..., None] & (at[..., None] == torch.arange(m)))
+        free &= ~(hit[..., None] & (at[..., None] == objects))
     return hits
 
 
@@ -86,11 +88,12 @@ def _interpolated(
 ) -> Float[Tensor, ""]:
     """Mean over thresholds and 101 recalls of the best precision at that recall or above."""
     if not scores.numel():
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device=hits.device)
     right = hits[:, scores.argsort(descending=True, stable=True)].double().cumsum(dim=1)
-    precision = right / torch.arange(1, len(scores) + 1)
+    precision = right / torch.arange(1, len(scores) + 1, device=hits.device)
     best = precision.flip(1).cummax(dim=1).values.flip(1)
-    levels = torch.linspace(0, 1, 101, dtype=torch.float64).expand(len(hits), 101).contiguous()
+    levels = torch.linspace(0, 1, 101, dtype=torch.float64, device=hits.device)
+    levels = levels.expand(len(hits), 101).contiguous()
     place = torch.searchsorted((right / objects).contiguous(), levels)
     reached = torch.nn.functional.pad(best, (0, 1)).gather(1, place)
     return reached.mean()

@@ -235,9 +235,9 @@ class TopKMoE(Fitted):
     def sample(
         self, x: Float[Tensor, "batch d"], generator: torch.Generator | None = None
     ) -> Float[Tensor, " batch"]:
-        """One response for each row, in float64."""
-        p, gate = self.parameters_, self.gate(x)
-        expert = torch.multinomial(gate, 1, generator=generator)[:, 0]
+        """One response for each row, in float64; `generator` is one of the CPU."""
+        p = self.parameters_
+        expert = torch.multinomial(self.gate(x).cpu(), 1, generator=generator)[:, 0].to(x.device)
         mean = (x.double() * p.slope[expert]).sum(dim=1) + p.intercept[expert]
         noise = torch.randn(len(x), generator=generator, dtype=torch.float64).to(mean)
         return mean + p.variance[expert].sqrt() * noise
