@@ -1,0 +1,116 @@
+"""Run the comparisons behind docs/comparisons.md, or some of them, and keep their numbers.
+
+python docs/reports/run.py [NAME ...]            # then: make docs
+
+Each is what `logitkit compare` does; the HTML report of one is written with `--html FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import logitkit
+from logitkit.comparison.result import finite
+
+FOLDER = Path(__file__).parent
+ROBUST = [
+    "ce", "ce(label_smoothing=0.1)", "focal", "comp_sum(tau=1.5)", "comp_sum(tau=1.7)", "comp_sum(tau=2.0)",
+    "ldr", "aldr", "z_loss", "bias_loss", "dco",
+]  # fmt: skip
+ANGULAR = ["linear", "cosine", "normalized_softmax", "madacos", "ebv"]
+
+
+class Report(NamedTuple):
+    """question: what a reader wants to know; settings: of `logitkit.compare`."""
+
+    question: str
+    settings: dict[str, Any]
+
+
+REPORTS = {
+    "label-noise-20": Report(
+        "A fifth of the training labels is wrong: which loss?",
+        {"data": "digits+noise=0.2", "loss": ROBUST, "seeds": 10, "tune": 3},
+    ),
+    "label-noise-40": Report(
+        "Two fifths of the training labels are wrong: which loss?",
+        {"data": "digits+noise=0.4", "loss": ROBUST, "seeds": 10, "tune": 3},
+    ),
+    "long-tail": Report(
+        "The rarest class has a fiftieth of the rows of the most frequent: which loss?",
+        {"data": "digits+imbalance=50", "loss": ROBUST, "seeds": 10, "tune": 3,
+         "metric": "balanced_accuracy"},
+    ),
+    "long-tail-heads": Report(
+        "The same long tail: which head?",
+        {"data": "digits+imbalance=50", "head": [*ANGULAR, "naive_bayes"], "seeds": 10,
+         "metric": "balanced_accuracy"},
+    ),
+    "calibration": Report(
+        "Probabilities matter: which loss has the best likelihood without any calibration?",
+        {"data": "digits", "loss": ROBUST, "seeds": 10, "metric": "nll"},
+    ),
+    "many-classes": Report(
+        "Two hundred classes, eighteen images of each: which head?",
+        {"data": "glyphs:n=6000,classes=200,size=16", "model": "cnn(width=8)", "head": ANGULAR, "seeds": 3,
+         "epochs": 15},
+    ),
+    "ordinal": Report(
+        "Classes are levels of one scale: does a head that knows their order help?",
+        {"data": "ratings:n=1500+task=ordinal", "head": ["linear", "ordinal", "fourier"], "seeds": 10},
+    ),
+    "regression-diabetes": Report(
+        "A number, from few and noisy rows: regression or classification over bins?",
+        {"data": "diabetes", "seeds": 10,
+         "head": ["linear", "histogram", "histogram(target=two_hot)", "fourier_regression"]},
+    ),
+    "regression-friedman": Report(
+        "A number, from 2,000 rows of a smooth function: regression or classification over bins?",
+        {"data": "friedman:n=2000", "seeds": 5,
+         "head": ["linear", "histogram", "histogram(target=two_hot)", "fourier_regression"]},
+    ),
+    "retrieval": Report(
+        "Images of classes that training never saw are to be found: which head?",
+        {"data": "glyphs:n=4000,classes=100,size=16+task=retrieval", "model": "cnn(width=8)", "head": ANGULAR,
+         "seeds": 3, "epochs": 15},
+    ),
+    "extreme": Report(
+        "Several relevant labels out of 20,000, the most that trains in minutes here: which loss?",
+        {"data": "extreme:n=40000,classes=20000,groups=2000", "model": "mlp(hidden=(256, 64))",
+         "head": "normalized_softmax(temperature=0.1)", "batch_size": 256, "lr": 3e-3, "epochs": 10,
+         "seeds": 3, "loss": ["multi_positive", "decoupled_softmax", "binary_cross_entropy"]},
+    ),
+    "language-model": Report(
+        "A byte-level language model on Python's standard library, 1,500 steps: which loss?",
+        {"data": "text:stdlib+limit=20000", "model": "transformer", "batch_size": 32, "steps": 1500,
+         "lr": 3e-3, "seeds": 3, "loss": ["ce", "cut_cross_entropy", "focal", "ldr", "z_loss", "dco"]},
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the comparisons behind docs/comparisons.md.")
+    parser.add_argument("names", nargs="*", help=", ".join(REPORTS))
+    parser.add_argument("--jobs", type=int, default=None)
+    parser.add_argument("--html", type=Path, default=None, help="folder for the HTML reports")
+    arguments = parser.parse_args()
+    for name in arguments.names or REPORTS:
+        with tempfile.TemporaryDirectory() as folder:
+            result = logitkit.compare(**REPORTS[name].settings, jobs=arguments.jobs, folder=folder)
+            if arguments.html is not None:
+                result.report(arguments.html / f"{name}.html")
+        found = finite(result.to_dict())
+        found["study"]["winner"] = None
+        for run in found["runs"]:  # what the tables do not show is made again by running it again
+            for key in ("curve", "details", "recipe", "split"):
+                run.pop(key)
+        (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(f"wrote {FOLDER / name}.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()
