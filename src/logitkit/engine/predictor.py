@@ -240,7 +240,9 @@ def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
     """The calibrator `spec` for data of `shape`. Raises InputError for one that cannot take them."""
     card = catalog.get("calibrate", spec.name)
     task = TASKS[shape.task]
-    if not (task.classes and task.like in card.tasks):
+    if not task.classes:
+        raise InputError(f"calibrate={spec} needs class probabilities; a {shape.task} task has none.")
+    if task.like not in card.tasks:
         able = " or ".join(sorted(card.tasks))
         raise InputError(f"calibrate={spec} is for {able}; this is a {shape.task} task.")
     if "views" in card.needs and len(shape.input_shape) != 3:
