@@ -241,7 +241,7 @@ def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
     card = catalog.get("calibrate", spec.name)
     task = TASKS[shape.task]
     if not task.classes:
-        raise InputError(f"calibrate={spec} needs class probabilities; a {shape.task} task has none.")
+        raise InputError(f"calibrate={spec} needs class probabilities; this is a {shape.task} task.")
     if task.like not in card.tasks:
         able = " or ".join(sorted(card.tasks))
         raise InputError(f"calibrate={spec} is for {able}; this is a {shape.task} task.")
