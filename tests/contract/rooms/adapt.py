@@ -1,5 +1,5 @@
-"""A valid call of adapt; objectives of unlearning: `loss(forget_logits, forget_labels, template_logits,
-template_labels)`."""
+"""A valid call of adapt: `segment(support, masks, query)` for few-shot segmentation; `loss(forget_logits,
+forget_labels, template_logits, template_labels)` for unlearning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ from contract.samples import CLASSES, Sample
 
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
+    if "segmentation" in card.tasks:
+        return few_shot(batch, normal, build, device)
     return unlearning(batch, normal, g, build, device)
+
+
+def few_shot(batch, normal, build, device) -> Sample:
+    """A valid call of two labelled images and one more for each task."""
+    support, query = normal(batch, 2, 4, 5, 5), normal(batch, 4, 5, 5)
+    masks = torch.zeros(batch, 2, 10, 10, dtype=torch.int64, device=device)
+    masks[:, :, 2:6, 3:8] = 1
+    masks[:, 1, 8:] = 255
+    bad = {
+        "support of another rank": lambda p: p.segment(support[0], masks, query),
+        "a query of another size": lambda p: p.segment(support, masks, query[..., :-1]),
+        "NaN": lambda p: p.segment(support, masks, query * float("nan")),
+        "integer features": lambda p: p.segment(support.long(), masks, query),
+        "an empty batch": lambda p: p.segment(support[:0], masks[:0], query[:0]),
+        "masks of another length": lambda p: p.segment(support, masks[:-1], query),
+        "other mask values": lambda p: p.segment(support, masks + 1, query),
+        "no foreground": lambda p: p.segment(support, masks * 0, query),
+    }
+    return Sample(build, (support,), lambda part, support: part.segment(support, masks, query), bad)
 
 
 def unlearning(batch, normal, g, build, device) -> Sample:
