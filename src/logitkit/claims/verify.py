@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import multiprocessing
 import pkgutil
 import platform
@@ -70,7 +71,7 @@ def verify(
     """
     if isinstance(jobs, bool) or jobs < 1:
         raise InputError(f"jobs={jobs} is not possible: expected a whole number of at least 1.")
-    claims = select(names)
+    claims = longest_first(select(names), folder) if jobs > 1 else select(names)
     found = []
     for evidence in _run([(c, quick) for c in claims], jobs):
         found.append(evidence)
@@ -80,6 +81,19 @@ def verify(
         if watch is not None:
             watch(evidence, len(found), len(claims))
     return found
+
+
+def longest_first(claims: list[Claim], folder: Path | None) -> list[Claim]:
+    """Claims in order of the seconds that they took when `folder` was written, unknown ones first: a long one
+    begun last would leave the other processes idle."""
+
+    def seconds(each: Claim) -> float:
+        path = folder / each.room / f"{each.part}.json" if folder is not None else None
+        if path is None or not path.is_file():
+            return math.inf
+        return float(json.loads(path.read_text())["seconds"])
+
+    return sorted(claims, key=seconds, reverse=True)
 
 
 def _run(tasks: list[tuple[Claim, bool]], jobs: int) -> Iterator[Evidence]:
