@@ -13,7 +13,8 @@ from logitkit.registry import ROOMS, Card, registered
 # What a caller knows about the place a part goes into. `create` hands a part those it asks for by name
 # and leaves the others out, so that one call builds any part of a room.
 CONTEXT = (
-    "in_features", "num_classes", "class_names", "num_samples", "num_tasks", "input_shape", "vmin", "vmax",
+    "in_features", "num_classes", "class_names", "num_concepts", "num_samples", "num_tasks", "input_shape",
+    "vmin", "vmax",
     "vocabulary",
 )  # fmt: skip
 

@@ -50,6 +50,7 @@ def context(card: Card) -> dict[str, Any]:
     classes = CLASSES if card.tasks & many else 2 if "binary" in card.tasks else 1
     place = {
         "in_features": FEATURES, "num_classes": classes, "num_samples": 256, "num_tasks": 3,
+        "num_concepts": FEATURES,
         "class_names": [f"class {k}" for k in range(classes)], "input_shape": IMAGE,
         "vmin": -3.0, "vmax": 3.0,
     }  # fmt: skip

@@ -45,8 +45,8 @@ class Tasks(NamedTuple):
     " the KL term it collapses.",
     seeds=range(3),
     note="RePRI gains 9 points with one example and 13 with five, as the paper says. But it ends at 28 %,"
-    " where features that tell apart 7 shapes say little about others: neither the true proportion nor the KL term"
-    " changes much then (0.1 and 0.9 points).",
+    " where features that tell apart 7 shapes say little about others: neither the true proportion nor the"
+    " KL term changes much then (0.1 and 0.9 points).",
 )
 def repri(trial: Trial) -> list[Check]:
     runs = [compared(trial, seed) for seed in trial.seeds]
