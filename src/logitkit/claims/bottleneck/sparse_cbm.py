@@ -39,9 +39,9 @@ RATES = (1e-3, 3e-3, 1e-2)
     statement="With a Gumbel term a concept bottleneck is more accurate than with a contrastive and no less"
     " than with an l1 term; without training, concepts find the class better than the class name does.",
     seeds=range(5),
-    note="The three terms end alike (89 to 90 %, Hoyer sparsity 0.23 to 0.24), since two linear layers without"
-    " a bias can be any linear classifier. Class names here are just the sum of the words that are concepts, so"
-    " that the 47 distractors only add noise to the search.",
+    note="The three terms end alike (89 to 90 %, Hoyer sparsity 0.23 to 0.24): two linear layers without bias"
+    " can be any linear classifier. Class names here are just the sum of words that are concepts, so that the"
+    " 47 distractors only add noise to the search.",
 )
 def sparse_cbm(trial: Trial) -> list[Check]:
     runs = [compared(trial, seed) for seed in trial.seeds]
