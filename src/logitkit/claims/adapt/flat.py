@@ -1,6 +1,6 @@
 """074: FLAT forgets facts with less harm to the others than gradient ascent, and answers with the template.
 
-Set by the claim: a Llama of 2 layers that knows 200 made-up facts, of which 20 are to be forgotten; full
+Set beforehand: a Llama of 2 layers that knows 200 made-up facts, of which 20 are to be forgotten; full
 fine-tuning that stops when at most 5 % of them are answered right; a learning rate for each method from the
 same four; seeds 0-2, all thresholds.
 Left open, and chosen before the first run:

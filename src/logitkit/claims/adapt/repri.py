@@ -1,6 +1,6 @@
 """018: a query's own statistics segment a new class better than the prototype of its support alone.
 
-Set by the claim: scenes with base and novel shapes, a small CNN trained on the pixels of the base shapes
+Set beforehand: scenes with base and novel shapes, a small CNN trained on the pixels of the base shapes
 only, 100 tasks, all thresholds.
 Left open, and chosen before the first run:
 - Scenes of 48 pixels with 1 to 4 of 10 shapes, of which the last 3 are novel. 1200 scenes without them

@@ -1,6 +1,6 @@
 """014: the Cauchy-Schwarz bottleneck predicts as well as squared error and withstands attacks better.
 
-Set by the claim: Friedman's function with 20 columns of noise, and diabetes; seeds 0-4; FGSM with eps 0.3 on
+Set beforehand: Friedman's function with 20 columns of noise, and diabetes; seeds 0-4; FGSM with eps 0.3 on
 standardised inputs; all thresholds.
 Left open, and chosen before the first run:
 - 1000 rows of `friedman`. Hidden layers of 128, 128 and 32, whose last is the code t; the decoder is the

@@ -1,7 +1,7 @@
 """001: a Gumbel term on concepts makes a better concept bottleneck than a contrastive or an l1 term; concepts
 alone find classes better than the class names do.
 
-Set by the claim: rendered shapes, 64 concepts of which some are true, a small vision-language model trained
+Set beforehand: rendered shapes, 64 concepts of which some are true, a small vision-language model trained
 contrastively, seeds 0-4, all thresholds.
 Left open, and chosen before the first run:
 - Images are those of `attributes`, 24 pixels, with 17 true concepts, the words for 4 colours, 3 fills and 10

@@ -1,6 +1,6 @@
 """010: with several relevant labels among very many, positives that do not compete rank better.
 
-Set by the statement: 3,000 labels, 6,000 queries with 1 to 12 of them, label frequencies after Zipf, MLP
+Set beforehand: 3,000 labels, 6,000 queries with 1 to 12 of them, label frequencies after Zipf, MLP
 encoders into 64 dimensions trained on all labels, seeds 0-2; all thresholds.
 Left open, and chosen before the first run:
 - `extreme` with its defaults, another draw for each seed; 60 % of the queries train.

@@ -1,6 +1,6 @@
 """082: a triplet or a neighbourhood term beside the prototypical loss tells unseen classes apart better.
 
-Set by the claim: glyphs with 40 classes to train on and 20 novel ones, 5-way tasks with 1 and 5 shots, 600
+Set beforehand: glyphs with 40 classes to train on and 20 novel ones, 5-way tasks with 1 and 5 shots, 600
 test episodes, 60 s per arm, seeds 0-2, all thresholds. Left open, and chosen before the first run:
 - 40 images of 20 pixels per class, another script for each seed; `cnn(width=16)` (three convolutions
   instead of four), which ends in 64 features.

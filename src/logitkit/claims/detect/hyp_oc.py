@@ -1,6 +1,6 @@
 """077: hyperbolic one-class training finds spoofs it has never seen, better than its Euclidean twin.
 
-Set by the claim: live textures against four kinds of spoof that training does not see, a small network, seeds
+Set beforehand: live textures against four kinds of spoof that training does not see, a small network, seeds
 0-4, both thresholds.
 Left open, and chosen before the first run:
 - Live images are `textures` of 32 pixels; 600 of 1000 train. Spoofs are re-renderings of the test images:

@@ -1,6 +1,6 @@
 """025: distance to the class means finds inputs that the softmax is sure about, and adversarial ones.
 
-Set by the entry: a CNN on digits 0-5, seeds 0-4; far inputs are uniform noise, textures and inverted digits;
+Set beforehand: a CNN on digits 0-5, seeds 0-4; far inputs are uniform noise, textures and inverted digits;
 FGSM with eps 0.1 (of the pixel range) is detected by layer weights fitted on another attack; all thresholds.
 Left open, and chosen before the first run:
 - The recipe's defaults: `cnn`, 30 epochs of AdamW at 1e-3. Both detectors read the same trained network.
@@ -8,7 +8,7 @@ Left open, and chosen before the first run:
   reported beside. As many of each kind as test rows; textures are 8x8 as the digits are.
 - FGSM is judged by `MahalanobisEnsemble` on the network's three ReLU outputs. As in the authors' code, only
   rows count that are classified rightly and then wrongly under attack, and the size of the input nudge is
-  chosen from the entry's grid (in pixels) by AUROC on rows of the validation attack that did not fit the
+  chosen from a grid (in pixels) by AUROC on rows of the validation attack that did not fit the
   layer weights: even rows fit, odd rows choose. That attack is PGD with 7 steps and the same eps.
 """
 

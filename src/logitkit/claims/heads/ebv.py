@@ -1,6 +1,6 @@
 """045: fixed, nearly orthogonal class vectors cost no accuracy and leave room for classes to come.
 
-Set by the entry: 200 classes of glyphs and 40 added later, a CNN, equal epochs, d = 200 and d = 64,
+Set beforehand: 200 classes of glyphs and 40 added later, a CNN, equal epochs, d = 200 and d = 64,
 1-epoch fine-tuning against a re-initialised linear head, seeds 0-2, all thresholds.
 Left open, and chosen before the first run:
 - 40 images of each class at 20x20 pixels, another script for each seed, split once for all 240 classes, so

@@ -1,6 +1,6 @@
 """075: a Fourier head learns a two-mode density over 50 bins that is truer and smoother than a linear head's.
 
-Set by the claim: the authors' toy with two modes, 4000 samples, 50 bins, a 3-layer network, the best N of
+Set beforehand: the authors' toy with two modes, 4000 samples, 50 bins, a 3-layer network, the best N of
 five, seeds 0-3, both thresholds.
 Left open, and chosen before the first run:
 - The data are `bimodal`, which is that toy: 60 % of the rows train. The network is the authors', hidden

@@ -1,6 +1,6 @@
 """004: values learned as histograms survive noisy, moving targets that squared error trains badly on.
 
-Set by the entry: fitted Q-iteration on an 8x8 slippery grid, reward noise of standard deviation 1, a 256-256
+Set beforehand: fitted Q-iteration on an 8x8 slippery grid, reward noise of standard deviation 1, a 256-256
 network, same updates for every arm, MSE at its best learning rate, seeds 0-9; eight successive refits to
 random targets; all thresholds.
 Left open, and chosen before the first run of any arm (a table of Q-values served to see that the task can be

@@ -1,6 +1,6 @@
 """017: scale and margin from the median example retrieve unseen classes better than any fixed ones tried.
 
-Set by the claim: 60 classes to train on and 40 unseen ones, with clutter and occlusion, a grid of four fixed
+Set beforehand: 60 classes to train on and 40 unseen ones, with clutter and occlusion, a grid of four fixed
 scales and margins, seeds 0-2, both thresholds.
 Left open, and chosen before the first run:
 - Landmarks are glyphs of 32 pixels, 30 images of each class and another script for each seed; clutter is one

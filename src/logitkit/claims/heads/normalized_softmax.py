@@ -1,6 +1,6 @@
 """016: cross-entropy on the unit sphere makes embeddings that tell unseen classes apart.
 
-Set by the entry: glyphs with 30 seen and 20 unseen classes, a small CNN with 32 features, 5 shots, 45 s per
+Set beforehand: glyphs with 30 seen and 20 unseen classes, a small CNN with 32 features, 5 shots, 45 s per
 arm, seeds 0-4; the triplet and the plain softmax baseline; all thresholds.
 Left open, and chosen before the first run:
 - 100 images of each class, another script for each seed; `cnn(width=8)`, which ends in 32 features.

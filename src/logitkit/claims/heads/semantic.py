@@ -1,6 +1,6 @@
 """183: class directions from the words of their names keep more of old classes than a learned last layer.
 
-Set by the claim: 20 classes that are a colour, a fill and a shape, 5 tasks of 4, a replay memory of 10 images
+Set beforehand: 20 classes that are a colour, a fill and a shape, 5 tasks of 4, a replay memory of 10 images
 a class, seeds 0-4, all thresholds.
 Left open, and chosen before the first run:
 - 3000 images of 24 pixels, of which 60 % train and 20 % test; `cnn` of width 16. 100 batches of 64 from the

@@ -1,6 +1,6 @@
 """067: on corrupted targets an edit-invariant loss keeps a translator's words in order.
 
-Set by the claim: a non-autoregressive translator, 40 words, sentences of 12; training targets with shuffled
+Set beforehand: a non-autoregressive translator, 40 words, sentences of 12; training targets with shuffled
 neighbours, insertions, deletions and repetitions, clean test sentences, seeds 0-2, all thresholds.
 Left open, and chosen before the first run:
 - The language is the other one's under a random permutation of its words; sentences are random words.

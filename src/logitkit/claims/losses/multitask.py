@@ -1,7 +1,7 @@
 """069: averaging over tasks keeps the small ones from drowning; the balancer brings the tasks to their goals
 together.
 
-Set by the claim: a Llama of 2 layers, the tasks copy, reverse, add and sort with 20 : 4 : 2 : 1 sequences,
+Set beforehand: a Llama of 2 layers, the tasks copy, reverse, add and sort with 20 : 4 : 2 : 1 sequences,
 equal steps for all arms, seeds 0-2, all thresholds.
 Left open, and chosen before the first run (the model was tried on equal shares of the tasks, on
 another seed):

@@ -1,6 +1,6 @@
 """088: predicted temperatures follow each anchor's best one, and retrieve as well as the best fixed one.
 
-Set by the claim: paired synthetic modalities with dense and sparse clusters, the four fixed temperatures,
+Set beforehand: paired synthetic modalities with dense and sparse clusters, the four fixed temperatures,
 seeds 0-2, all three thresholds.
 Left open, and chosen before the first run:
 - The data are `pairs` with 4000 pairs in 20 clusters of growing tightness. Each view has an encoder of its

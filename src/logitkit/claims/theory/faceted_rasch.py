@@ -1,7 +1,7 @@
 """063: faceted Rasch measurement finds what was rated, how severe the judges are and who guesses, and an
 ordinal head predicts ratings with less error than a softmax.
 
-Set by the claim: 600 subjects, 8 items, 150 judges with severity of deviation 1, 4 ratings each, 10 % of the
+Set beforehand: 600 subjects, 8 items, 150 judges with severity of deviation 1, 4 ratings each, 10 % of the
 judges guessing, 500 subjects for the networks; seeds 0-4, all thresholds.
 Left open, and chosen before the first run:
 - The data are `ratings` with its defaults, which are those. theta is that of the fit after leaving out judges
