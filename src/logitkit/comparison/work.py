@@ -17,7 +17,7 @@ from logitkit import data
 from logitkit.comparison.plan import Plan, Run
 from logitkit.comparison.store import Store
 from logitkit.engine.checkpoint import save_state
-from logitkit.engine.recipe import SLOTS, Recipe, card_of
+from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, card_of
 from logitkit.engine.run import RunResult, run
 from logitkit.engine.tasks import task_of
 from logitkit.engine.train import Prepared, Progress
@@ -160,7 +160,8 @@ def search_space(recipe: Recipe, auto_loss: str) -> dict[str, Real | Whole | Cho
         if isinstance(value, tuple):
             continue
         auto = slot == "loss" and value.name == "auto"
-        card = card_of(slot, value.model_copy(update={"name": auto_loss}) if auto else value)
+        value = PartSpec.parse(auto_loss) if auto else value
+        card = card_of(slot, value)
         if card is None or (auto and brought):
             continue
         # an optimiser's lr is the recipe's, which is in the space already
@@ -183,7 +184,7 @@ def with_parameters(recipe: Recipe, chosen: dict[str, Any], auto_loss: str) -> R
             changes[slot] = value
             continue
         spec = changes.get(slot, getattr(recipe, slot))
-        spec = spec.model_copy(update={"name": auto_loss}) if spec.name == "auto" else spec
+        spec = PartSpec.parse(auto_loss) if spec.name == "auto" else spec
         value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         changes[slot] = spec.having(**{argument: value})
     return recipe.model_copy(update=changes)

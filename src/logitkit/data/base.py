@@ -15,9 +15,9 @@ from torch import Tensor
 
 from logitkit.errors import InputError
 
-Task = Literal["classification", "ordinal", "retrieval", "regression", "multilabel", "sequence"]
-OF_CLASSES = ("classification", "ordinal", "retrieval")
-"""Tasks whose labels are one class per row."""
+Task = Literal["classification", "ordinal", "retrieval", "bags", "regression", "multilabel", "sequence"]
+OF_CLASSES = ("classification", "ordinal", "retrieval", "bags")
+"""Tasks whose labels are one class per row, before a split."""
 
 Kind = Literal["vector", "image", "tokens", "table"]
 
@@ -66,11 +66,13 @@ class Options:
     noise: fraction of training and validation labels that are replaced by a wrong one.
     noise_type: "symmetric" (any other class, uniformly) or "pair" (always the next class).
     imbalance: rows of the most frequent training class per row of the rarest.
+    bags: so many training or validation rows share a bag, of which only the mean label is known; 0 for none.
     """
 
     noise: float = 0.0
     noise_type: str = "symmetric"
     imbalance: float = 1.0
+    bags: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ class Dataset:
     x:           (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], (N, L) int64 tokens, or a
                  `Table` of raw columns.
     task:        what is to be learned; "ordinal" are classes in order, "retrieval" classes of which some are
-                 kept from training.
+                 kept from training, "bags" classes of which only the mean over a bag of rows is known.
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
-                 up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored.
+                 up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored. Split
+                 into bags, training and validation rows have (N, classes) float32, the mean of their bag.
     class_names: one name per class; for a sequence task, per token. None for regression.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
-    options:     noise and imbalance that `split` applies.
+    options:     noise, imbalance and bags that `split` applies.
     fixed_split: row indices by "train", "test" and perhaps "val", for a source that carries its own split.
     vocabulary:  how many different tokens `x` may hold; None unless `kind` is "tokens".
     """
@@ -110,6 +113,8 @@ class Dataset:
         """Number of classes; for a sequence task, of tokens. Raises `InputError` for regression."""
         if self.task == "regression":
             raise InputError(f"{self.name} is a regression task and has no classes.")
+        if self.task == "bags" and self.y.ndim == 2:
+            return self.y.shape[1]
         return len(self.class_names) if self.class_names is not None else int(self.y.max()) + 1
 
     @cached_property

@@ -47,6 +47,7 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
     options, also written into a spec as `+option=value`:
       noise       fraction of training and validation labels made wrong; noise_type "symmetric" or "pair"
       imbalance   training rows of the largest class per row of the smallest
+      bags        so many training rows share a bag, of which only the mean label is known; validation alike
       limit       keep this many rows, drawn at random
       seed        of the generator and of the rows drawn by `limit`; default 0
       task        "classification" or "regression", where the label's type would say otherwise; "ordinal" for
@@ -69,6 +70,8 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
     task = spec.options.get("task")
     if task in OF_CLASSES:
         dataset = replace(dataset, task=task)
+    if "bags" in spec.options:
+        dataset = replace(dataset, task="bags")
     if "limit" in spec.options and spec.options["limit"] < len(dataset):
         order = torch.randperm(len(dataset), generator=seeded(spec.options.get("seed", 0), "limit"))
         dataset = dataset.take(order[: spec.options["limit"]].sort().values)
@@ -197,6 +200,9 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
         if key in spec.options and dataset.task not in OF_CLASSES:
             raise InputError(f"+{key} is for classification, and {dataset.name} is a {dataset.task} task.")
     task = spec.options.get("task")
+    learned = dataset.task if task is None else task
+    if "bags" in spec.options and learned != "classification":
+        raise InputError(f"+bags is for classification, and {dataset.name} asks for {learned}.")
     if task in OF_CLASSES and dataset.task not in OF_CLASSES:
         raise InputError(f"+task={task} needs classes, and {dataset.name} is a {dataset.task} task.")
     head = spec.body.partition(":")[0]

@@ -12,6 +12,8 @@ from logitkit.data.base import OF_CLASSES, Options
 from logitkit.errors import InputError, nearest
 
 NOISE_TYPES = ("symmetric", "pair")
+PENDING = ("noise", "noise_type", "imbalance", "bags")
+"""Options that `split` applies."""
 TASKS = ("classification", "regression", "ordinal", "retrieval")
 
 _OPTIONS = re.compile(r"(?:\+[A-Za-z_]+=[^+]*)+$")
@@ -38,7 +40,7 @@ class Spec:
     @property
     def pending(self) -> Options:
         """The options that `split` applies."""
-        return Options(**{k: v for k, v in self.options.items() if k in ("noise", "noise_type", "imbalance")})
+        return Options(**{k: v for k, v in self.options.items() if k in PENDING})
 
 
 def shown(value: object) -> str:
@@ -129,6 +131,7 @@ _READ: Mapping[str, Callable[[str, object], Any]] = {
     "noise": _noise,
     "noise_type": lambda key, value: one_of(key, value, NOISE_TYPES),
     "imbalance": _imbalance,
+    "bags": lambda key, value: whole(key, value, at_least=1),
     "limit": lambda key, value: whole(key, value, at_least=1),
     "seed": whole,
     "size": lambda key, value: whole(key, value, at_least=1),

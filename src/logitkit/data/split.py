@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -27,9 +28,13 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
     The options of the data set are applied here. Imbalance thins the training rows only: class k of K
     keeps n * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise
     replaces exactly `noise` of the training and of the validation labels by a wrong one; the true labels
-    are in `extras["y_clean"]` and `extras["noisy"]` marks the rows. Test rows stay as they are.
+    are in `extras["y_clean"]` and `extras["noisy"]` marks the rows. Bags are made last: training and
+    validation rows are shuffled, each `bags` of them in turn are a bag, what is left over a smaller one, and
+    the mean of a bag's labels takes the place of its rows' own; `extras["bag"]`, then the only annotation, is
+    the bag of each row. Test rows stay as they are.
 
-    Raises `InputError` for fractions out of range, a single class, or a class with too few rows.
+    Raises `InputError` for fractions out of range, a single class, a class with too few rows, or bags that
+    are larger than a part.
     """
     if not (0 <= test < 1 and 0 <= val < 1 and test + val < 1):
         raise InputError(
@@ -44,12 +49,16 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
         index = _complete(dataset, {"test": test, "val": val}, seed)
     if dataset.options.imbalance > 1:
         index["train"] = _thin(dataset, index["train"], dataset.options.imbalance, seed)
+    if dataset.task == "bags":
+        index |= {part: _shuffled(dataset, index[part], part, seed) for part in ("train", "val")}
     parts = {}
     for part, rows in index.items():
         taken = replace(dataset.take(rows), options=Options(), fixed_split=None)
         if dataset.options.noise > 0:
             fraction = 0.0 if part == "test" else dataset.options.noise
             taken = _with_noise(taken, fraction, dataset.options.noise_type, seeded(seed, "noise", part))
+        if dataset.task == "bags" and part != "test":
+            taken = _with_means(taken, dataset.options.bags, dataset.num_classes)
         parts[part] = taken
     return Split(parts["train"], parts["val"], parts["test"], index)
 
@@ -181,3 +190,19 @@ def _with_noise(dataset: Dataset, fraction: float, kind: str, generator: torch.G
     y[chosen] = (y[chosen] + shift) % dataset.num_classes
     noisy[chosen] = True
     return replace(dataset, y=y, extras={**dataset.extras, "y_clean": dataset.y, "noisy": noisy})
+
+
+def _shuffled(dataset: Dataset, rows: Tensor, part: str, seed: int) -> Tensor:
+    """`rows` in the order in which bags are made of them."""
+    size = dataset.options.bags
+    if 0 < len(rows) < size:
+        raise InputError(f"{dataset.name} has {len(rows)} rows in {part}, too few for a bag of {size}.")
+    return rows[torch.randperm(len(rows), generator=seeded(seed, "bags", part))]
+
+
+def _with_means(dataset: Dataset, size: int, classes: int) -> Dataset:
+    """Each `size` rows in turn are a bag, and know the mean of its labels only."""
+    bag = torch.arange(len(dataset)) // size
+    counts = torch.zeros(math.ceil(len(bag) / size), classes)
+    counts.index_put_((bag, dataset.y), torch.ones(len(bag)), accumulate=True)
+    return replace(dataset, y=(counts / counts.sum(1, keepdim=True))[bag], extras={"bag": bag})

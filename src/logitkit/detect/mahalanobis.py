@@ -24,7 +24,7 @@ CHUNK = 512
     paper="arXiv:1807.03888",
     number=25,
     replaces="msp",
-    needs=("features",),
+    needs=("features", "labels"),
     search_space={"shrinkage": Real(1e-6, 0.1, log=True)},
 )
 class Mahalanobis(Fitted):

@@ -18,7 +18,7 @@ from logitkit.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network must fit: its inputs, its outputs, and the task."""
+    """What a network must fit: its inputs, its outputs, and the task. bag: how many rows share a target."""
 
     input_shape: tuple[int, ...]
     task: str
@@ -28,6 +28,7 @@ class Shape:
     vmax: float = 1.0
     class_names: tuple[str, ...] | None = None
     vocabulary: int | None = None
+    bag: int = 1
 
     def context(self, in_features: int | None = None) -> dict[str, Any]:
         """The arguments that `catalog.create` offers to a part."""
@@ -71,7 +72,7 @@ class Network(nn.Module):
         self.backbone = backbone
         self.head = head
         self.normalizer = normalizer
-        self._head_takes_target = head_takes_target
+        self.head_takes_target = head_takes_target
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         return self.outputs(x, target).scores
@@ -79,7 +80,7 @@ class Network(nn.Module):
     def outputs(self, x: Tensor, target: Tensor | None = None, keep: Tensor | None = None) -> Outputs:
         """The scores, and what they came from; of the rows in the mask `keep`, to which `target` belongs."""
         features, pooled = self.hidden(x, keep)
-        raw = self.head(pooled, target=target) if self._head_takes_target else self.head(pooled)
+        raw = self.head(pooled, target=target) if self.head_takes_target else self.head(pooled)
         scores = raw if self.normalizer is None else self.normalizer.log(raw)  # type: ignore[operator]
         return Outputs(scores, raw, pooled, features)
 
@@ -168,7 +169,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
     _check_reads(recipe.model, shape)
     for slot, room in (("model", "models"), ("head", "heads")):
         spec = getattr(recipe, slot)
-        able = (TASKS[shape.task].like,) if room == "heads" or shape.task != "sequence" else ("sequence",)
+        able = (TASKS[shape.task].network,) if room == "heads" or shape.task != "sequence" else ("sequence",)
         if ":" not in spec.name and not catalog.get(room, spec.name).tasks.intersection(able):
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
     backbone = build_backbone(recipe.model, shape)
@@ -180,7 +181,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
     )
     softmax = catalog.get("softmax", recipe.softmax.name)
     plain = softmax.name == "softmax" and not recipe.softmax.args
-    if not plain and TASKS[shape.task].like != "classification":
+    if not plain and TASKS[shape.task].network != "classification":
         raise InputError(
             f"softmax={recipe.softmax} needs classes; data={recipe.data} is a {shape.task} task."
         )

@@ -13,12 +13,12 @@ from logitkit import catalog
 from logitkit.data.base import IGNORE
 from logitkit.engine.network import Network, Shape, locate
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
-from logitkit.engine.tasks import TASKS
+from logitkit.engine.tasks import TASKS, in_bags
 from logitkit.errors import InputError
 from logitkit.heads import LinearHead
 
 # What terms may need beside scores and target.
-KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias"}
+KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias", "bags"}
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,20 @@ class Objective(nn.Module):
     """loss + sum of weight * regulariser, called on a network and a batch.
 
     A module so that what losses keep (per-example weights, generators) travels in its `state_dict`.
+
+    bag: how many rows in turn share a target; a batch holds whole bags.
     """
 
-    def __init__(self, terms: list[Term]) -> None:
+    def __init__(self, terms: list[Term], bag: int = 1) -> None:
         super().__init__()
+        self._bag = bag
         self.losses = nn.ModuleList(term.loss for term in terms)
         self._terms = [(term.weight, term.needs, term.of) for term in terms]
         # Where no term looks at scores, they are not made: over very many classes they would fill the memory.
         self._of_scores = any(term.of in ("scores", "raw", "sequences") for term in terms)
         self._of_sequences = any(term.of == "sequences" for term in terms)
         self._of_layer = any("weight" in term.needs for term in terms)
+        self._of_bags = any("bags" in term.needs for term in terms)
 
     def forward(self, network: Network, batch: Batch) -> Tensor:
         target, ids, keep = batch.y, batch.ids, None
@@ -73,6 +77,8 @@ class Objective(nn.Module):
             known["sequences"] = known["scores"].view(*batch.y.shape, -1)
         if self._of_layer:
             known |= {"weight": network.head.weight, "bias": network.head.bias}
+        if self._of_bags:
+            known["bags"], target = in_bags(target, self._bag)
         total: Tensor | None = None
         for loss, (weight, needs, of) in zip(self.losses, self._terms, strict=True):
             labels = batch.y if of == "sequences" else target
@@ -98,6 +104,8 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
     """The objective of `recipe`. Raises InputError for a loss that cannot take this task."""
     owners = {"head": network.head, "softmax": network.normalizer}
     owner = next((slot for slot, module in owners.items() if hasattr(module, "loss")), None)
+    if TASKS[shape.task].like == "bags":
+        _check_bags(recipe, shape, network, owner)
     if recipe.loss.name != "auto" and owner is not None:
         raise InputError(
             f"{owner}={getattr(recipe, owner)} brings its own loss; leave out loss={recipe.loss}."
@@ -107,7 +115,7 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
     elif owner is not None:
         first = Term(_OwnLoss(owners[owner]), of="raw")  # type: ignore[arg-type]
     else:
-        first = _term("loss", PartSpec(name=TASKS[shape.task].loss), shape)
+        first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape)
     terms = [first, *(_term("regularize", spec, shape) for spec in recipe.regularize)]
     plain = isinstance(network.head, LinearHead) and network.normalizer is None
     if not plain and any("weight" in term.needs for term in terms):
@@ -115,7 +123,25 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
             f"a loss that works on the last layer's weight needs head=linear and softmax=softmax, not"
             f" head={recipe.head} and softmax={recipe.softmax}."
         )
-    return Objective(terms)
+    return Objective(terms, shape.bag)
+
+
+def _check_bags(recipe: Recipe, shape: Shape, network: Network, owner: str | None) -> None:
+    """Raise InputError for batches that would cut bags, and for what learns from the label of each row."""
+    if recipe.batch_size % shape.bag:
+        raise InputError(
+            f"batch_size={recipe.batch_size} would cut bags of {shape.bag} rows; give a multiple of"
+            f" {shape.bag}."
+        )
+    learner = "head" if network.head_takes_target else owner
+    if learner is not None:
+        raise InputError(
+            f"{learner}={getattr(recipe, learner)} learns from the label of each row, and data={recipe.data}"
+            " knows only the mean of each bag."
+        )
+    for slot, spec in (("loss", recipe.loss), *(("regularize", each) for each in recipe.regularize)):
+        if ":" in spec.name:
+            raise InputError(f"{slot}={spec} is your own code, which is not told bags; use loss=aggregate.")
 
 
 def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:

@@ -64,10 +64,10 @@ class Predictor:
                 scores = _log(calibrator.transform(scores, **seen))
         detector = None
         if TASKS[prepared.shape.task].classes:
-            spec = recipe.detect
-            detector = catalog.create("detect", spec.name, **spec.kwargs)
-            view = _detector_view(catalog.get("detect", spec.name).needs, network)
-            detector.fit(forward(view, prepared.train[0]), prepared.train[1])
+            detector = build_detector(recipe.detect, prepared.shape)
+            view = _detector_view(catalog.get("detect", recipe.detect.name).needs, network)
+            labels = None if prepared.shape.task == "bags" else prepared.train[1]
+            detector.fit(forward(view, prepared.train[0]), labels)
         return cls(
             recipe,
             prepared.shape,
@@ -222,7 +222,7 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
         calibrators = [build_calibrator(spec, shape) for spec in recipe.calibrate]
         detector = None
         if state["detector"] is not None:
-            detector = catalog.create("detect", recipe.detect.name, **recipe.detect.kwargs)
+            detector = build_detector(recipe.detect, shape)
             detector.load_state_dict(state["detector"])
     network.load_state_dict(state["network"])
     for calibrator, saved in zip(calibrators, state["calibrators"], strict=True):
@@ -250,6 +250,13 @@ def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
             f"calibrate={spec} needs images (channels, height, width); the inputs are {shape.input_shape}."
         )
     return catalog.create("calibrate", spec.name, **spec.kwargs)
+
+
+def build_detector(spec: PartSpec, shape: Shape) -> Any:
+    """The detector `spec` for data of `shape`. Raises InputError for one that needs labels nobody knows."""
+    if shape.task == "bags" and "labels" in catalog.get("detect", spec.name).needs:
+        raise InputError(f"detect={spec} needs the label of each row, and bags know only their means.")
+    return catalog.create("detect", spec.name, **spec.kwargs)
 
 
 def _seen(

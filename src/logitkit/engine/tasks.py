@@ -6,15 +6,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from logitkit.data import Dataset, Preprocessor
 from logitkit.engine import metrics as M
 from logitkit.engine.inference import forward
 from logitkit.errors import InputError, nearest
+from logitkit.losses import AggregateLoss
 
 if TYPE_CHECKING:
     from logitkit.engine.predictor import Predictor
+    from logitkit.engine.train import Prepared
 
 Judged = tuple[dict[str, float], dict[str, Any]]
 
@@ -23,12 +26,14 @@ class Task(Protocol):
     """One kind of problem.
 
     like:     the task that parts must be able to do: an ordinal task takes the parts of classification.
+    network:  the same of models, heads and normalisers, which see rows and not what is known of them.
     classes:  whether a model of it gives class probabilities, and so can be calibrated.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
     loss:     what `loss=auto` stands for; `compared` what a comparison without a choice compares.
     """
 
     like: ClassVar[str]
+    network: ClassVar[str]
     classes: ClassVar[bool]
     metrics: ClassVar[Mapping[str, bool]]
     primary: ClassVar[str]
@@ -47,9 +52,7 @@ class Task(Protocol):
         """Targets in their own units."""
         ...
 
-    def validate(
-        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
-    ) -> dict[str, float]:
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         """Numbers to follow in training, on preprocessed rows; more of `val_score` is better."""
         ...
 
@@ -63,6 +66,7 @@ class Classification:
     """One of several classes."""
 
     like: ClassVar[str] = "classification"
+    network: ClassVar[str] = "classification"
     classes: ClassVar[bool] = True
 
     metrics: ClassVar[Mapping[str, bool]] = {
@@ -82,9 +86,7 @@ class Classification:
     def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
         return target
 
-    def validate(
-        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
-    ) -> dict[str, float]:
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         scores = forward(network, x)
         accuracy = (scores.argmax(1) == target).double().mean().item()
         nll = nn.functional.cross_entropy(scores.double(), target).item()
@@ -99,6 +101,7 @@ class Regression:
     """A number. Losses see it standardised; metrics are in its own units."""
 
     like: ClassVar[str] = "regression"
+    network: ClassVar[str] = "regression"
     classes: ClassVar[bool] = False
 
     metrics: ClassVar[Mapping[str, bool]] = {"rmse": False, "mae": False, "r2": True, "noise_rmse": False}
@@ -115,11 +118,9 @@ class Regression:
     def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
         return preprocessor.inverse_target(target)
 
-    def validate(
-        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
-    ) -> dict[str, float]:
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         error = (to_prediction(network, forward(network, x)) - target).double()
-        rmse = error.square().mean().sqrt().item() * preprocessor.target_std
+        rmse = error.square().mean().sqrt().item() * prepared.preprocessor.target_std
         return {"val_score": -rmse, "val_rmse": rmse}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
@@ -130,6 +131,7 @@ class MultiLabel:
     """Any number of labels out of many. Targets are lists of labels, filled up with -1."""
 
     like: ClassVar[str] = "multilabel"
+    network: ClassVar[str] = "multilabel"
     classes: ClassVar[bool] = False
 
     metrics: ClassVar[Mapping[str, bool]] = {
@@ -149,9 +151,7 @@ class MultiLabel:
     def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
         return target
 
-    def validate(
-        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
-    ) -> dict[str, float]:
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         precision = M.multilabel(forward(network, x), target)["p@1"]
         return {"val_score": precision, "val_p@1": precision}
 
@@ -169,14 +169,25 @@ class Ordinal(Classification):
     primary: ClassVar[str] = "mae"
     compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
-    def validate(
-        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
-    ) -> dict[str, float]:
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         found = M.ordinal(forward(network, x).softmax(1), target)
         return {"val_score": -found["mae"], "val_mae": found["mae"], "val_nll": found["nll"]}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
         return M.ordinal(predictor.probabilities(x), y), {}
+
+
+class Bags(Classification):
+    """Classes, of which training and validation know only the mean of each bag of rows."""
+
+    like: ClassVar[str] = "bags"
+    loss: ClassVar[str] = "aggregate(base=ce)"
+    compared: ClassVar[str] = "aggregate(base=ce, rho=0),aggregate(base=ce),aggregate(base=ce, rho=1)"
+
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
+        bags, means = in_bags(target, prepared.shape.bag)
+        nll = AggregateLoss(rho=0.0, base="ce")(forward(network, x).double(), means, bags).item()
+        return {"val_score": -nll, "val_nll": nll}
 
 
 class Retrieval(Classification):
@@ -193,9 +204,7 @@ class Retrieval(Classification):
     def outputs(self, dataset: Dataset) -> int:
         return int(dataset.y.max()) + 1  # the classes seen in training come first
 
-    def validate(
-        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
-    ) -> dict[str, float]:
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         accuracy = (forward(network, x).argmax(1) == target).double().mean().item()
         return {"val_score": accuracy, "val_accuracy": accuracy}
 
@@ -212,9 +221,7 @@ class SequenceTask(Classification):
     primary: ClassVar[str] = "bits"
     compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
-    def validate(
-        self, network: nn.Module, x: Tensor, target: Tensor, preprocessor: Preprocessor
-    ) -> dict[str, float]:
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         found = M.tokens(network, x, target)
         return {"val_score": -found["bits"], "val_bits": found["bits"], "val_accuracy": found["accuracy"]}
 
@@ -226,6 +233,7 @@ TASKS: dict[str, Task] = {
     "classification": Classification(),
     "ordinal": Ordinal(),
     "retrieval": Retrieval(),
+    "bags": Bags(),
     "regression": Regression(),
     "multilabel": MultiLabel(),
     "sequence": SequenceTask(),
@@ -251,6 +259,11 @@ def check_metric(metric: str | None, task: str) -> str:
             f" Metrics: {', '.join(known)}."
         )
     return metric
+
+
+def in_bags(target: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The bag of each row and the target of each bag, where each `size` rows in turn are a bag."""
+    return torch.arange(len(target), device=target.device) // size, target[::size]
 
 
 def to_prediction(network: nn.Module, scores: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class Prepared:
             vmax=float(train[1].max()) + margin if regression else 1.0,
             class_names=names and names[: task.outputs(dataset)],
             vocabulary=pre.vocabulary,
+            bag=int((dataset.extras["bag"] == 0).sum()) if dataset.task == "bags" else 1,
         )
         return cls(train, tensors(split.val), tensors(split.test), pre, shape, names, dataset)
 
@@ -139,7 +140,7 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(optimizer) if scaled else optimizer
         self.backward: Callable[[Tensor], None] = self.accelerator.backward if scaled else Tensor.backward
         self.objective: Objective = objective
-        self.algorithm: Algorithm = build_algorithm(recipe)
+        self.algorithm: Algorithm = build_algorithm(recipe, data.shape)
         # precision "no" needs no context at all, and entering one every step is not free
         self.autocast: Callable[[], Any] = _nothing if recipe.precision == "no" else self.accelerator.autocast
         self.progress = Progress()
@@ -186,7 +187,7 @@ class Trainer:
             return {}
         self.network.eval()
         task = TASKS[self.data.shape.task]
-        found = task.validate(self.network, self._val[0], self._val[1], self.data.preprocessor)
+        found = task.validate(self.network, self._val[0], self._val[1], self.data)
         self.network.train()
         return found
 
@@ -247,12 +248,13 @@ class Trainer:
 
     def _order(self, epoch: int) -> Tensor:
         """The order of the rows in `epoch`: the algorithm's, or a function of seed and epoch alone, so that
-        it can be resumed."""
+        it can be resumed. Rows of a bag stay together, and a smaller bag comes last."""
         if hasattr(self.algorithm, "order"):
             return self.algorithm.order(self, epoch).to(self._y.device)
-        return torch.randperm(len(self._y), generator=seeded("order", self.recipe.seed, epoch)).to(
-            self._y.device
-        )
+        rows, bag = torch.arange(self.rows), self.data.shape.bag
+        whole = rows[: self.rows // bag * bag].view(-1, bag)
+        order = torch.randperm(len(whole), generator=seeded("order", self.recipe.seed, epoch))
+        return torch.cat([whole[order].flatten(), rows[whole.numel() :]]).to(self._y.device)
 
     def _end_of_epoch(self) -> None:
         progress = self.progress
@@ -341,8 +343,8 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer
         raise InputError(f"optimizer={spec}: {error}") from error
 
 
-def build_algorithm(recipe: Recipe) -> Algorithm:
-    """The training step of `recipe`."""
+def build_algorithm(recipe: Recipe, shape: Shape) -> Algorithm:
+    """The training step of `recipe`. Raises InputError for one that would cut bags."""
     spec = recipe.algorithm
     if spec.name == "standard":
         return Standard()
@@ -350,6 +352,8 @@ def build_algorithm(recipe: Recipe) -> Algorithm:
     if _is_optimizer(make) or not callable(getattr(make, "step", None)):
         hint = f" It is an optimiser: write optimizer={spec}." if _is_optimizer(make) else ""
         raise InputError(f"algorithm={spec}: expected a class with step(trainer, batch).{hint}")
+    if shape.bag > 1 and hasattr(make, "order"):
+        raise InputError(f"algorithm={spec} orders rows one by one and would cut bags of {shape.bag} rows.")
     return make(**spec.kwargs)
 
 

@@ -209,6 +209,7 @@ def validation_score(study: Study) -> tuple[str, str]:
         "ordinal": ("val_mae", "validation MAE"),
         "sequence": ("val_bits", "validation bits per token"),
         "multilabel": ("val_p@1", "validation P@1"),
+        "bags": ("val_nll", "validation cross-entropy of bags"),
     }.get(study.task, ("val_accuracy", "validation accuracy"))
 
 

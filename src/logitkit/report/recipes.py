@@ -97,7 +97,9 @@ def python_call(study: Study) -> str:
 
 def use_winner(study: Study, folder: str) -> str:
     """Three lines of Python."""
+    from logitkit.engine.tasks import TASKS
+
     own_code = ":" in str(study.arms[0].recipe["model"]).partition("(")[0]
     trust = ", trust_code=True" if own_code else ""
-    method = "predict_proba" if study.task in ("classification", "ordinal") else "predict"
+    method = "predict_proba" if TASKS[study.task].classes else "predict"
     return f'import logitkit\n\nmodel = logitkit.load({json.dumps(folder)}{trust})\nmodel.{method}("new.csv")'

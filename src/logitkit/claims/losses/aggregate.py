@@ -1,6 +1,6 @@
 """076: between fitting bag means and fitting every example to its bag's mean there is a better loss.
 
-Set by the claim: the linear problem (1000 rows, bags of 5, 180 features, 20 draws, 20 values of rho) and
+Set beforehand: the linear problem (1000 rows, bags of 5, 180 features, 20 draws, 20 values of rho) and
 digits in bags of 8, seeds 0-4, all thresholds.
 Left open, and chosen before the first run:
 - Linear: `AggregateRidge` on the `linear` data, four draws for each seed. The excess risk is |theta - w|^2,
@@ -10,7 +10,7 @@ Left open, and chosen before the first run:
 - Every arm chooses among five: the bag and the instance loss among learning rates, the interpolation among
   rho at the rate 1e-3. What is known to choose by are bags, so it is the bag loss of validation rows in bags
   of 8, averaged over the seeds.
-The engine trains on single rows, hence the loop here.
+The engine's `+bags=8` keeps those rows as a smaller bag; the loop here is its own.
 """
 
 from __future__ import annotations
