@@ -17,7 +17,7 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         return losses.multilabel(batch, normal, g, build, device)
     if hasattr(card.build, "search"):
         return search(batch, normal, build)
-    if "retrieval" in card.tasks:
+    if card.tasks & {"retrieval", "reranking"}:
         return two_views(card, batch, normal, build, device)
     embeddings = normal(batch, FEATURES)
     labels = (torch.arange(batch) % 3).to(device)
