@@ -81,7 +81,7 @@ GOOD = "a,b,label\n" + "".join(f"{i},{i % 3},{'xy'[i % 2]}\n" for i in range(30)
         (["seed=3"], "seed= cannot be set"),
         (["data=nowhere.csv:label"], "nowhere.csv"),
         (["model=vit", "data=iris"], "vit"),
-        (["data=recall"], "is a sequence task"),
+        (["data=recall"], "cannot read tokens; use model=transformer"),
         (["--jobs", "0"], "jobs=0 is not possible"),
         (["--report", "no/such/folder/report.html"], "there is no folder"),
         (["--report", "."], "it is a folder"),

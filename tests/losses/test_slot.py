@@ -5,7 +5,10 @@ import torch
 
 from logitkit import catalog
 
-CLASSIFICATION = [c.name for c in catalog.cards("losses") if "classification" in c.tasks]
+# losses of logits; those that work on the last layer's weight see none
+CLASSIFICATION = [
+    c.name for c in catalog.cards("losses") if "classification" in c.tasks and "weight" not in c.needs
+]
 REGRESSION = [c.name for c in catalog.cards("losses") if "regression" in c.tasks]
 
 
