@@ -181,13 +181,14 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
     from logitkit.engine.network import build_network
     from logitkit.engine.objective import build_objective
     from logitkit.engine.predictor import build_calibrator, build_detector
-    from logitkit.engine.train import build_algorithm, build_optimizer
+    from logitkit.engine.train import build_algorithm, build_optimizer, build_votes
 
     with torch.random.fork_rng():
         network = build_network(recipe, prepared.shape)
         objective = build_objective(recipe, prepared.shape, network)
         build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
         build_algorithm(recipe, prepared.shape)
+        build_votes(recipe, prepared.shape)
         for spec in recipe.calibrate:
             build_calibrator(spec, prepared.shape)
         if TASKS[prepared.shape.task].classes:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from logitkit.errors import InputError
 
-Task = Literal["classification", "ordinal", "retrieval", "bags", "regression", "multilabel", "sequence"]
+Task = Literal[
+    "classification", "ordinal", "retrieval", "bags", "crowd", "regression", "multilabel", "sequence"
+]  # fmt: skip
 OF_CLASSES = ("classification", "ordinal", "retrieval", "bags")
 """Tasks whose labels are one class per row, before a split."""
 
@@ -83,10 +85,12 @@ class Dataset:
     x:           (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], (N, L) int64 tokens, or a
                  `Table` of raw columns.
     task:        what is to be learned; "ordinal" are classes in order, "retrieval" classes of which some are
-                 kept from training, "bags" classes of which only the mean over a bag of rows is known.
+                 kept from training, "bags" classes of which only the mean over a bag of rows is known,
+                 "crowd" classes of which only the votes of workers are known, `extras["votes"]`.
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
                  up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored. Split
-                 into bags, training and validation rows have (N, classes) float32, the mean of their bag.
+                 into bags, training and validation rows have (N, classes) float32, the mean of their bag;
+                 those of a crowd have (N, workers) int64 votes, -1 where a worker did not answer.
     class_names: one name per class; for a sequence task, per token. None for regression.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
     options:     noise, imbalance and bags that `split` applies.

@@ -20,10 +20,10 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
 
     test, val: fractions of all rows, each in [0, 1) and together below 1. Every class keeps its share in
     each part to within one row, and at least one row in each part that is not empty. Regression targets
-    are stratified by decile; multi-label and sequence tasks are split at random. A source with a fixed split
-    keeps its test rows (and validation rows, if it has them) whatever the seed. For retrieval, `test` is the
-    fraction of classes, at least 2, that training never sees, whatever the source; labels are numbered anew,
-    the classes seen in training first.
+    are stratified by decile; crowds, multi-label and sequence tasks are split at random. A source with a
+    fixed split keeps its test rows (and validation rows, if it has them) whatever the seed. For retrieval,
+    `test` is the fraction of classes, at least 2, that training never sees, whatever the source; labels are
+    numbered anew, the classes seen in training first.
 
     The options of the data set are applied here. Imbalance thins the training rows only: class k of K
     keeps n * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise
@@ -31,7 +31,8 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
     are in `extras["y_clean"]` and `extras["noisy"]` marks the rows. Bags are made last: training and
     validation rows are shuffled, each `bags` of them in turn are a bag, what is left over a smaller one, and
     the mean of a bag's labels takes the place of its rows' own; `extras["bag"]`, then the only annotation, is
-    the bag of each row. Test rows stay as they are.
+    the bag of each row. Of a crowd, votes take the place of training and validation labels and of all
+    annotations, and rows that nobody voted on are left out of these parts. Test rows stay as they are.
 
     Raises `InputError` for fractions out of range, a single class, a class with too few rows, or bags that
     are larger than a part.
@@ -51,6 +52,8 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
         index["train"] = _thin(dataset, index["train"], dataset.options.imbalance, seed)
     if dataset.task == "bags":
         index |= {part: _shuffled(dataset, index[part], part, seed) for part in ("train", "val")}
+    if dataset.task == "crowd":
+        index |= {part: _voted(dataset, index[part]) for part in ("train", "val")}
     parts = {}
     for part, rows in index.items():
         taken = replace(dataset.take(rows), options=Options(), fixed_split=None)
@@ -59,6 +62,8 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
             taken = _with_noise(taken, fraction, dataset.options.noise_type, seeded(seed, "noise", part))
         if dataset.task == "bags" and part != "test":
             taken = _with_means(taken, dataset.options.bags, dataset.num_classes)
+        if dataset.task == "crowd" and part != "test":
+            taken = replace(taken, y=taken.extras["votes"], extras={})
         parts[part] = taken
     return Split(parts["train"], parts["val"], parts["test"], index)
 
@@ -206,3 +211,10 @@ def _with_means(dataset: Dataset, size: int, classes: int) -> Dataset:
     counts = torch.zeros(math.ceil(len(bag) / size), classes)
     counts.index_put_((bag, dataset.y), torch.ones(len(bag)), accumulate=True)
     return replace(dataset, y=(counts / counts.sum(1, keepdim=True))[bag], extras={"bag": bag})
+
+
+def _voted(dataset: Dataset, rows: Tensor) -> Tensor:
+    """Those of `rows` that somebody voted on."""
+    if "votes" not in dataset.extras:
+        raise InputError(f"{dataset.name} is a crowd task without extras['votes'] (rows, workers).")
+    return rows[(dataset.extras["votes"][rows] >= 0).any(dim=1)]

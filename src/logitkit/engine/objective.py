@@ -156,6 +156,8 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     binary = like == "classification" and shape.num_classes == 2 and "binary" in card.tasks
     able_to = {like, shape.task} if shape.task == "sequence" else {like}
     if not able_to & card.tasks and not binary:
+        if "crowd" in card.tasks:
+            raise InputError(f"{slot}={spec} makes labels of votes and is no loss: write votes={spec}.")
         able = " or ".join(sorted(card.tasks))
         raise InputError(
             f"{slot}={spec} is for {able}; the data is a {shape.task} task with {shape.num_classes} outputs."

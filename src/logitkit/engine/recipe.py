@@ -115,7 +115,7 @@ OBJECTIVES = ("losses", "robust", "contrast", "bottleneck")
 SLOTS: dict[str, tuple[str, ...]] = {
     "model": ("models",), "head": ("heads",), "softmax": ("softmax",), "loss": OBJECTIVES,
     "regularize": OBJECTIVES, "optimizer": ("train",), "algorithm": ("train",),
-    "calibrate": ("calibrate",), "detect": ("detect",),
+    "calibrate": ("calibrate",), "detect": ("detect",), "votes": ("robust",),
 }  # fmt: skip
 # names that are not parts of a room: torch's optimisers, the ordinary training step, "whatever fits"
 BUILT_IN = {"loss": ("auto",), "optimizer": ("adamw", "adam", "sgd"), "algorithm": ("standard",)}
@@ -170,6 +170,7 @@ class Recipe(BaseModel):
                   best weights; None trains to the end and keeps the last.
     calibrate:    post-hoc chain, fitted on the validation split.
     detect:       out-of-distribution detector, fitted on the training split.
+    votes:        what makes labels of a crowd's votes: a part of `robust`, fitted on the training votes.
     seed:         initialisation and batch order; `split_seed` the data split (None: the same number).
     threads:      CPU threads. Part of the recipe because sums split over threads round differently.
     """
@@ -197,6 +198,7 @@ class Recipe(BaseModel):
     patience: int | None = Field(None, ge=1)
     calibrate: Parts = ()
     detect: Part = PartSpec(name="msp")
+    votes: Part = PartSpec(name="majority")
     seed: int = Field(0, ge=0)
     split_seed: int | None = Field(None, ge=0)
     threads: int = Field(1, ge=1)

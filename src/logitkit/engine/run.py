@@ -72,7 +72,7 @@ def run(
         details: dict[str, Any] = {}
         val: dict[str, float] = {}
         try:
-            network = trainer.run()
+            network, prepared = trainer.run(), trainer.data
         except Diverged as error:
             status = f"diverged: {error}"
         else:

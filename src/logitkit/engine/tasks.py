@@ -190,6 +190,11 @@ class Bags(Classification):
         return {"val_score": -nll, "val_nll": nll}
 
 
+class Crowd(Classification):
+    """Classes, of which training and validation know only the votes of workers. The recipe's `votes` makes
+    labels of them before training."""
+
+
 class Retrieval(Classification):
     """Classes of which the test rows' own never come up in training: each row is to find its like by the
     cosine of embeddings."""
@@ -234,6 +239,7 @@ TASKS: dict[str, Task] = {
     "ordinal": Ordinal(),
     "retrieval": Retrieval(),
     "bags": Bags(),
+    "crowd": Crowd(),
     "regression": Regression(),
     "multilabel": MultiLabel(),
     "sequence": SequenceTask(),

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rn
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network, locate
 from logitkit.engine.objective import Batch, Objective, build_objective
-from logitkit.engine.recipe import Recipe
+from logitkit.engine.recipe import Recipe, card_of
 from logitkit.engine.tasks import TASKS, task_of
 from logitkit.errors import InputError
 
@@ -108,7 +108,8 @@ class Progress:
 
 
 class Trainer:
-    """One recipe on one prepared split. `run()` trains; `network` is the result.
+    """One recipe on one prepared split. `run()` trains; `network` is the result; `data` is the split, with
+    labels in the place of votes.
 
     checkpoint:       file to resume from if it exists, and to write every `checkpoint_every` steps.
     checkpoint_every: steps between checkpoints; killing the process loses at most that many.
@@ -124,6 +125,7 @@ class Trainer:
         checkpoint_every: int = 500,
         on_epoch: Callable[[Progress], None] | None = None,
     ) -> None:
+        data = labelled(recipe, data)
         self.recipe, self.data = recipe, data
         self.accelerator = accelerator(recipe.precision)
         device = self.accelerator.device
@@ -355,6 +357,37 @@ def build_algorithm(recipe: Recipe, shape: Shape) -> Algorithm:
     if shape.bag > 1 and hasattr(make, "order"):
         raise InputError(f"algorithm={spec} orders rows one by one and would cut bags of {shape.bag} rows.")
     return make(**spec.kwargs)
+
+
+def build_votes(recipe: Recipe, shape: Shape) -> Any:
+    """What makes labels of votes; None where there are none. Raises InputError for a part that does not."""
+    spec = recipe.votes
+    if shape.task != "crowd":
+        if spec != Recipe.model_fields["votes"].default:
+            raise InputError(f"votes={spec} needs votes; data={recipe.data} is a {shape.task} task.")
+        return None
+    card = card_of("votes", spec)
+    assert card is not None
+    if "crowd" not in card.tasks:
+        able = ", ".join(c.name for c in catalog.cards("robust") if "crowd" in c.tasks)
+        raise InputError(f"votes={spec} makes no labels of votes. Use one of {able}.")
+    return catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
+
+
+def labelled(recipe: Recipe, data: Prepared) -> Prepared:
+    """`data` with the most probable class in the place of votes, by the recipe's `votes` fitted on those of
+    the training rows; other data as they are."""
+    part = build_votes(recipe, data.shape)
+    if part is None:
+        return data
+    try:
+        part = part.to(data.train[1].device).fit(data.train[1])
+        train, val = (
+            (x, part.predict(votes) if len(x) else votes[:, 0]) for x, votes in (data.train, data.val)
+        )
+    except ValueError as error:
+        raise InputError(f"votes={recipe.votes}: {error}") from error
+    return replace(data, train=train, val=val)
 
 
 def _is_optimizer(make: Any) -> bool:

@@ -23,7 +23,7 @@ def crowd(
     Item j has the true class y_j, the confusable class h_j and the clarity q_j ~ U(1/2, 1). Worker i answers
     item j with probability `share`; with probability p_i ~ U(0, 1) it answers y_j (probability q_j) or h_j
     (1 - q_j), otherwise a class uniformly at random. x (n, dim) are features from `mixture` with separation
-    4.
+    4; y is the true class, which training and validation rows lose when they are split.
 
     extras: "votes" (n, workers) int64, -1 where worker i did not answer; "second" (n,) h; "clarity" (n,) q;
     "skill" (n, workers) p, the same in every row.
@@ -33,7 +33,7 @@ def crowd(
     fraction(share=share)
     source = mixture(generator, n=n, classes=classes, dim=dim)
     extras = crowd_votes(generator, source.y, classes, workers, share)
-    return Dataset("crowd", source.x, source.y, "classification", "vector", numbered(classes), extras)
+    return Dataset("crowd", source.x, source.y, "crowd", "vector", numbered(classes), extras)
 
 
 def crowd_votes(
