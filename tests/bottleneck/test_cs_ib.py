@@ -137,5 +137,5 @@ def test_bad_rows():
     x, t, y, guess = official()
     with pytest.raises(ValueError, match=r"inputs must have shape \(5, ...\)"):
         CSIB()(guess, y, t, x[:4])
-    with pytest.raises(ValueError, match="embeddings hold NaN"):
+    with pytest.raises(ValueError, match="embeddings contain NaN"):
         CSIB()(guess, y, t * math.nan, x)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from logitkit.ops import check_features, check_positive, check_regression, values_visible
+from logitkit.ops import check_features, check_numbers, check_positive, check_regression
 from logitkit.registry import Choice, Real, part
 
 # Inside logarithms, so that kernels that are all 0 have one.
@@ -160,6 +160,5 @@ def _check_rows(name: str, x: Tensor, like: Tensor) -> Float[Tensor, "batch d"]:
     if x.ndim != 2 or len(x) != len(like):
         raise ValueError(f"{name} must have shape ({len(like)}, ...), got {tuple(x.shape)}.")
     x = check_features(x)
-    if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-        raise ValueError(f"{name} hold NaN; expected numbers.")
+    check_numbers(x, name)
     return x.to(like.dtype)

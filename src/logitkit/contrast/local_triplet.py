@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from logitkit.ops import check_features, check_labels, check_positive, check_reduction, reduce, values_visible
+from logitkit.ops import check_features, check_labels, check_numbers, check_positive, check_reduction, reduce
 from logitkit.ops.sphere import cosine, unit
 from logitkit.registry import Real, Whole, part
 
@@ -155,5 +155,4 @@ def _check_map(features: Tensor, batch: int) -> None:
         )
     if not features.is_floating_point():
         raise ValueError(f"features must be floating point, got {features.dtype}.")
-    if values_visible(features) and bool(torch.isnan(features.detach().amin())):
-        raise ValueError("features contain NaN; expected numbers.")
+    check_numbers(features, "x")

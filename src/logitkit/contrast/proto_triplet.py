@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.utils.data import Sampler
 
-from logitkit.ops import check_features, check_labels, check_positive, check_reduction, reduce, values_visible
+from logitkit.ops import check_features, check_labels, check_numbers, check_positive, check_reduction, reduce
 from logitkit.registry import Real, Whole, part
 
 # Under square roots, so that distances of 0 have a slope.
@@ -143,6 +143,5 @@ def check_embeddings(
     """Embeddings in at least float32, none NaN, and as many labels."""
     x = check_features(embeddings)
     labels = check_labels(labels, len(x), torch.iinfo(torch.int64).max)
-    if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-        raise ValueError("embeddings contain NaN; expected numbers.")
+    check_numbers(x, "embeddings")
     return x.to(torch.promote_types(x.dtype, torch.float32)), labels

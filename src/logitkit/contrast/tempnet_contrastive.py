@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from logitkit.ops import check_features, check_positive, draw_uniform, values_visible
+from logitkit.ops import check_features, check_numbers, check_positive, draw_uniform, values_visible
 from logitkit.ops.sphere import cosine, unit
 from logitkit.registry import Real, part
 
@@ -170,8 +170,7 @@ class TempNetContrastive(nn.Module):
         if x.ndim != 2:
             raise ValueError(f"{name} must have shape (batch, {self.in_features}), got {tuple(x.shape)}.")
         x = check_features(x, self.in_features)
-        if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-            raise ValueError(f"{name} holds NaN; expected numbers.")
+        check_numbers(x, name)
         return x
 
     def _check_ids(self, ids: Tensor, batch: int) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from logitkit.ops import check_features, check_positive, draw_normal, values_visible
+from logitkit.ops import check_features, check_numbers, check_positive, draw_normal
 from logitkit.ops.fitted import Fitted
 from logitkit.ops.poincare import dist, expmap, hyperplane_logits, project
 from logitkit.registry import Choice, Real, part
@@ -195,6 +195,5 @@ class HypOC(Fitted):
 def _check(x: Tensor) -> Float[Tensor, "batch d"]:
     """Features, seen not to be NaN."""
     x = check_features(x)
-    if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-        raise ValueError("features contain NaN; expected numbers.")
+    check_numbers(x, "x")
     return x

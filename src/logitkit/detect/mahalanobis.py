@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from logitkit.ops import check_features, check_labels, values_visible
+from logitkit.ops import check_features, check_labels, check_numbers
 from logitkit.ops.fitted import Fitted
 from logitkit.registry import Real, part
 
@@ -248,8 +248,7 @@ class MahalanobisEnsemble(nn.Module):
 def _check(x: Tensor, d: int | None = None) -> Float[Tensor, "batch d"]:
     """Features in float64, seen not to be NaN."""
     x = check_features(x, d).double()
-    if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-        raise ValueError("features contain NaN; expected numbers.")
+    check_numbers(x, "x")
     return x
 
 

@@ -11,7 +11,14 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from logitkit.ops import check_features, check_positive, check_reduction, reduce, values_visible
+from logitkit.ops import (
+    check_features,
+    check_numbers,
+    check_positive,
+    check_reduction,
+    reduce,
+    values_visible,
+)
 from logitkit.registry import Real, part
 
 
@@ -153,8 +160,7 @@ def _check_bags(prediction: Tensor, target: Tensor, bags: Tensor) -> tuple[Tenso
             raise ValueError(f"only {len(bags.unique())} of the target's {len(y)} bags have examples.")
     f = f.to(torch.promote_types(f.dtype, torch.float32))
     for name, x in (("prediction", f), ("target", y)):
-        if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-            raise ValueError(f"{name} holds NaN; expected numbers.")
+        check_numbers(x, name)
     return f, y.to(f.dtype), bags.long()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from logitkit.ops import check_batch, check_reduction, reduce, row_weights, values_visible
+from logitkit.ops import check_batch, check_numbers, check_reduction, reduce, row_weights
 from logitkit.registry import Real, part
 
 
@@ -130,5 +130,4 @@ def check_feature_map(features: Tensor, batch: int) -> None:
         )
     if not features.is_floating_point():
         raise ValueError(f"features must be floating point, got {features.dtype}.")
-    if values_visible(features) and bool(torch.isnan(features.detach().amin())):
-        raise ValueError("features contain NaN; expected numbers.")
+    check_numbers(features, "x")

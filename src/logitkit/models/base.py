@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from logitkit.ops import values_visible
+from logitkit.ops import check_numbers
 
 __all__ = ["Backbone", "check_inputs", "check_shape"]
 
@@ -37,8 +36,7 @@ def check_inputs(x: Tensor, input_shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"inputs must be floating point, got {x.dtype}.")
     if x.shape[0] == 0:
         raise ValueError(f"inputs hold an empty batch, shape {tuple(x.shape)}; expected at least one row.")
-    if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-        raise ValueError("inputs contain NaN; expected numbers.")
+    check_numbers(x, "inputs")
     return x
 
 

@@ -39,10 +39,16 @@ def check_logits(
     if logits.shape[1] < 2:
         raise ValueError(f"{name} must have at least 2 classes, got shape {tuple(logits.shape)}.")
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    # A row's minimum is NaN exactly when the row holds one, and unlike a sum it cannot overflow.
-    if values and values_visible(logits) and math.isnan(logits.detach().amin().item()):
-        raise ValueError(f"{name} contain NaN; expected numbers.")
+    if values:
+        check_numbers(logits, name)
     return logits
+
+
+def check_numbers(x: Tensor, name: str) -> None:
+    """Raise ValueError if `x` holds NaN, where looking at its values is cheap."""
+    # The minimum is NaN exactly when there is one, and unlike a sum it cannot overflow.
+    if values_visible(x) and math.isnan(x.detach().amin().item()):
+        raise ValueError(f"{name} contain NaN; expected numbers.")
 
 
 def check_labels(target: Tensor, batch: int, classes: int, ignore_index: int | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from logitkit.ops import values_visible
+from logitkit.ops import check_numbers
 
 __all__ = ["Normalizer", "check_scores"]
 
@@ -25,8 +25,7 @@ def check_scores(x: Tensor, dim: int) -> Tensor:
         raise ValueError(f"scores have no axis {dim}, their shape is {tuple(x.shape)}.")
     if x.numel() == 0:
         raise ValueError(f"scores are empty, shape {tuple(x.shape)}; expected at least one row of numbers.")
-    if values_visible(x) and bool(torch.isnan(x.detach().amin())):
-        raise ValueError("scores contain NaN; expected numbers.")
+    check_numbers(x, "scores")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from logitkit.ops import check_features, check_positive, check_regression, values_visible
+from logitkit.ops import check_features, check_numbers, check_positive, check_regression
 from logitkit.ops.fitted import Fitted
 from logitkit.registry import Whole, part
 
@@ -268,8 +268,7 @@ class TopKMoE(Fitted):
     def _inputs(self, x: Tensor) -> Float[Tensor, "batch d"]:
         d = self.gate_weight.shape[1] if self.gate_weight.ndim == 2 else None
         x = check_features(x, d).double()
-        if values_visible(x) and bool(torch.isnan(x.amin())):
-            raise ValueError(f"x {tuple(x.shape)} contains NaN; expected numbers.")
+        check_numbers(x, "x")
         return x
 
 
