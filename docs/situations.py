@@ -23,10 +23,10 @@ SITUATIONS = (
     ),
     Situation(
         "Wrong labels",
-        ("label-noise-20", "label-noise-40"),
+        ("label-noise-20", "label-noise-40", "crowd"),
         (("losses", "comp_sum"), ("losses", "aldr"), ("losses", "dco"), ("losses", "bias_loss"),
          ("robust", "toptwo"), ("robust", "dawid_skene")),
-        "Where several people labelled each example, `toptwo` and `dawid_skene` clean the labels first.",
+        "Where several people labelled each example, `votes=toptwo` or `votes=dawid_skene` makes the labels.",
     ),
     Situation("A long tail", ("long-tail", "long-tail-heads"),
               (("losses", "ldr"), ("heads", "naive_bayes"), ("heads", "cosine"))),
@@ -50,7 +50,7 @@ SITUATIONS = (
     Situation("A number", ("regression-diabetes", "regression-friedman"),
               (("heads", "histogram"), ("heads", "fourier_regression"), ("losses", "huber"),
                ("bottleneck", "cs_ib"))),
-    Situation("Labels of groups only", (), (("losses", "aggregate"),)),
+    Situation("Labels of groups only", ("bags",), (("losses", "aggregate"),)),
     Situation(
         "Few examples of each class",
         (),

@@ -78,6 +78,16 @@ REPORTS = {
         {"data": "glyphs:n=4000,classes=100,size=16+task=retrieval", "model": "cnn(width=8)", "head": ANGULAR,
          "seeds": 3, "epochs": 15},
     ),
+    "bags": Report(
+        "Labels are only known as the mean of eight rows: how much should each row fit its bag's mean?",
+        {"data": "digits+bags=8", "seeds": 10, "epochs": 60,
+         "loss": ["aggregate(base=ce, rho=0)", "aggregate(base=ce, rho=0.2)", "aggregate(base=ce)",
+                  "aggregate(base=ce, rho=1)"]},
+    ),
+    "crowd": Report(
+        "Each row was labelled by some twenty people of very different skill: how to make labels of that?",
+        {"data": "crowd:n=2000", "votes": ["majority", "dawid_skene", "toptwo"], "seeds": 10},
+    ),
     "extreme": Report(
         "Several relevant labels out of 20,000, the most that trains in minutes here: which loss?",
         {"data": "extreme:n=40000,classes=20000,groups=2000", "model": "mlp(hidden=(256, 64))",

@@ -127,7 +127,7 @@ class Regression:
         return M.regression(predictor.values(x), y), {}
 
 
-class MultiLabel:
+class MultiLabel(Classification):
     """Any number of labels out of many. Targets are lists of labels, filled up with -1."""
 
     like: ClassVar[str] = "multilabel"
@@ -141,15 +141,6 @@ class MultiLabel:
     primary: ClassVar[str] = "p@1"
     loss: ClassVar[str] = "binary_cross_entropy"
     compared: ClassVar[str] = "binary_cross_entropy,decoupled_softmax"
-
-    def outputs(self, dataset: Dataset) -> int:
-        return dataset.num_classes
-
-    def targets(self, dataset: Dataset, preprocessor: Preprocessor) -> Tensor:
-        return dataset.y
-
-    def truth(self, target: Tensor, preprocessor: Preprocessor) -> Tensor:
-        return target
 
     def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         precision = M.multilabel(forward(network, x), target)["p@1"]
