@@ -1,6 +1,7 @@
-"""Bottlenecks: objectives that limit what codes keep of the input, and models whose codes have names."""
+"""Bottlenecks: objectives that limit what codes keep, models whose codes have names, tokens of a codebook."""
 
 from logitkit.bottleneck.cs_ib import CSIB, conditional_cs, cs_qmi, gaussian_gram, median_sigma
+from logitkit.bottleneck.soft_token import SoftToken, SoftTokens, soft_token
 from logitkit.bottleneck.sparse_cbm import (
     SparseCBM,
     concept_matrix_search,
@@ -11,6 +12,8 @@ from logitkit.bottleneck.sparse_cbm import (
 
 __all__ = [
     "CSIB",
+    "SoftToken",
+    "SoftTokens",
     "SparseCBM",
     "concept_matrix_search",
     "conditional_cs",
@@ -20,4 +23,5 @@ __all__ = [
     "gumbel_concept_loss",
     "hoyer_sparsity",
     "median_sigma",
+    "soft_token",
 ]

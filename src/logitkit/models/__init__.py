@@ -1,5 +1,7 @@
-"""Whole architectures: backbones `Part(input_shape, ...)` that turn examples into features for a head."""
+"""Whole architectures: backbones `Part(input_shape, ...)` that turn examples into features for a head;
+and models that answer in tokens."""
 
+from logitkit.models.ait import AiTSmall, MaskedVQVAE, mask_augment, masked_mse, silog_loss
 from logitkit.models.base import Backbone
 from logitkit.models.cnn import CNN
 from logitkit.models.linear import LinearModel
@@ -7,4 +9,16 @@ from logitkit.models.mlp import MLP
 from logitkit.models.transformer import Transformer
 from logitkit.models.vit import ViT
 
-__all__ = ["CNN", "MLP", "Backbone", "LinearModel", "Transformer", "ViT"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "AiTSmall",
+    "Backbone",
+    "LinearModel",
+    "MaskedVQVAE",
+    "Transformer",
+    "ViT",
+    "mask_augment",
+    "masked_mse",
+    "silog_loss",
+]
