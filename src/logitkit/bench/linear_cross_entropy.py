@@ -15,14 +15,15 @@ from logitkit.ops.gemm import fast_products
 
 PEERS = ("cut-cross-entropy", "liger-kernel")
 NOTE = """\
-At 32,768 words ours runs at 0.88 to 0.93 of the three bare products in float32, in twice the speed of
-the compiled form at default settings. Three things stand in the way of the other figures. The naive form
-is bound by its products too where fresh memory is cheap: the three products alone take 0.38 of its time,
-so 0.29 is out of reach on such a machine. At 131,072 words, 56 MiB hold 112 rows of float32 logits, and
-products that thin reach 0.79 of the full rate; the other design, blocks of columns whose logits are made
-twice, has four products where there were three and came out slower. In bfloat16, one product per chunk
-also reads and writes the whole gradient of the weight; "one rounding" makes the logits twice instead and
-rounds that gradient once. "trained-like": logits of Zipf-like words with a loss of 2.9 nats. The default
+At 32,768 words ours runs at 0.84 to 0.90 of the three bare products in float32 (0.88 to 0.93 in other runs
+of the same code), in about twice the speed of the compiled form at default settings. Three things stand in
+the way of the other figures. The naive form is bound by its products too where fresh memory is cheap: the
+three products alone take 0.40 of its time, so 0.29 is out of reach on such a machine. At 131,072 words, 56
+MiB hold 112 rows of float32 logits, and products that thin reach about three quarters of the full rate; the
+other design, blocks of columns whose logits are made twice, has four products where there were three and came
+out slower. In bfloat16, one product per chunk also reads and writes the whole gradient of the weight; "one
+rounding" makes the logits twice instead and rounds that gradient once. "trained-like": logits of Zipf-like
+words with a loss of 2.9 nats. The default
 filter, which may only leave out what changes the features' gradient by less than a rounding, finds
 nothing to leave out there. The threshold of Cut Cross-Entropy, 2^-12, is an approximation.
 These are figures of the CPU's kernels. The Triton kernels are tested by its interpreter and were not measured
