@@ -31,7 +31,7 @@ from logitkit.engine.train import Progress
 from logitkit.registry import Card, Choice
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-GRADIENT_ROOMS = ("losses", "heads", "softmax", "models", "contrast", "bottleneck", "distill")
+GRADIENT_ROOMS = ("losses", "heads", "softmax", "models", "contrast", "bottleneck", "distill", "layers")
 FITTED_ROOMS = ("calibrate", "detect", "adapt", "theory", "probe")
 CALLS = ("transform", "score", "predict", "segment", "search", "forward", "__call__")
 SECTIONS = ("Equation:", "Shapes:", "Defaults:", "Raises:", "Source:", "Not for:")
@@ -354,7 +354,7 @@ def check_one_card_per_paper(cards: list[Card]) -> None:
     for card in cards:
         if card.number is None:
             continue
-        assert 0 <= card.number < 225, f"{card.name}: paper number {card.number} is not on the list of 225"
+        assert 1 <= card.number <= 225, f"{card.name}: paper number {card.number} is not on the list of 225"
         if card.companion_of is None:
             assert card.number not in main, (
                 f"papers have one card: {main[card.number]} and {card.name} both claim {card.number}"

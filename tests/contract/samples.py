@@ -19,6 +19,14 @@ from logitkit.registry import Card
 
 CLASSES, FEATURES, IMAGE = 5, 16, (1, 8, 8)
 TOKENS, VOCABULARY = 7, 11
+GRID = 2, 4
+# what a part of layers is told, by the layer that it stands in for
+LAYERS: dict[str, dict[str, Any]] = {
+    "norm": {"dim": FEATURES},
+    "mlp": {"dim": FEATURES, "hidden": 24},
+    "linear": {"in_features": FEATURES, "out_features": CLASSES},
+    "conv": {"in_channels": 3, "out_channels": 4, "kernel_size": 3},
+}
 
 
 class Probe(nn.Module):
@@ -46,13 +54,16 @@ class Sample:
 
 
 def context(card: Card) -> dict[str, Any]:
+    if card.room == "layers":
+        return LAYERS[card.replaces or ""]
     many = {"classification", "multilabel", "crowd"}
     classes = CLASSES if card.tasks & many else 2 if "binary" in card.tasks else 1
     place = {
         "in_features": FEATURES, "num_classes": classes, "num_samples": 256, "num_tasks": 3,
         "num_concepts": FEATURES,
         "class_names": [f"class {k}" for k in range(classes)], "input_shape": IMAGE,
-        "vmin": -3.0, "vmax": 3.0,
+        "vmin": -3.0, "vmax": 3.0, "embed_dim": FEATURES, "num_heads": 4, "grid": GRID,
+        "max_len": GRID[0] * GRID[1], "n_ref": GRID[0] * GRID[1],
     }  # fmt: skip
     if reads_tokens(card):
         place |= {"input_shape": (TOKENS,), "vocabulary": VOCABULARY}
