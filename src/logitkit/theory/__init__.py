@@ -1,6 +1,20 @@
 """Models and laws that predict a number: `fit`, then `predict`."""
 
 from logitkit.theory.faceted_rasch import FacetedRasch, rating_log_probabilities
+from logitkit.theory.softmax_regression import (
+    ShiftBounds,
+    SoftmaxRegression,
+    data_shift_bounds,
+    data_step,
+    equivalent_data_shift,
+    softmax_regression_gradient,
+    softmax_regression_hessian,
+    softmax_regression_loss,
+    softmax_response,
+    target_shift,
+    weight_shift_bounds,
+    weight_step,
+)
 from logitkit.theory.topk_moe import (
     Parameters,
     Rate,
@@ -18,13 +32,25 @@ __all__ = [
     "FacetedRasch",
     "Parameters",
     "Rate",
+    "ShiftBounds",
+    "SoftmaxRegression",
     "TopKMoE",
     "convergence_slope",
+    "data_shift_bounds",
+    "data_step",
     "em_step",
+    "equivalent_data_shift",
     "hellinger",
     "rate_experiment",
     "rating_log_probabilities",
+    "softmax_regression_gradient",
+    "softmax_regression_hessian",
+    "softmax_regression_loss",
+    "softmax_response",
+    "target_shift",
     "topk_log_gate",
     "voronoi_cells",
     "voronoi_loss",
+    "weight_shift_bounds",
+    "weight_step",
 ]

@@ -12,6 +12,8 @@ from contract.samples import Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "regression" in card.tasks:
         return regression(batch, normal, build)
+    if "reranking" in card.tasks:
+        return shares(batch, normal, build)
     return ratings(batch, g, build, device)
 
 
@@ -53,3 +55,19 @@ def regression(batch, normal, build) -> Sample:
         "NaN responses": lambda p: p.fit(x, y * float("nan")),
     }
     return Sample(lambda: build().fit(x, y), (normal(batch, 3),), lambda part, x: part.predict(x), bad)
+
+
+def shares(batch, normal, build) -> Sample:
+    """`fit(a, b)`, `predict(a)`; shares of rows that linear scores give exactly."""
+    a = normal(40, 3)
+    b = (a @ a.new_tensor([1.0, -0.5, 0.25])).softmax(dim=0)
+    bad = {
+        "rows of another rank": lambda p: p.predict(a[0]),
+        "rows of another width": lambda p: p.predict(a[:, :-1]),
+        "integer rows": lambda p: p.predict(a.long()),
+        "NaN": lambda p: p.predict(a * float("nan")),
+        "an empty batch to fit": lambda p: p.fit(a[:0], b[:0]),
+        "shares of another length": lambda p: p.fit(a, b[:-1]),
+        "NaN shares": lambda p: p.fit(a, b * float("nan")),
+    }
+    return Sample(lambda: build().fit(a, b), (normal(batch, 3),), lambda part, a: part.predict(a), bad)
