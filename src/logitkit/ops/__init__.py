@@ -52,6 +52,7 @@ from logitkit.ops.retrieval import (
     retrieval_ranks,
     skewness,
 )
+from logitkit.ops.rotary import rotary
 from logitkit.ops.soft_topk import soft_topk, soft_topk_threshold
 from logitkit.ops.softmax import log_softmax, logsumexp, softmax
 from logitkit.ops.spherical import SphericalOutput
@@ -111,6 +112,7 @@ __all__ = [
     "recall_at",
     "reduce",
     "retrieval_ranks",
+    "rotary",
     "row_weights",
     "sigmoid_contrastive",
     "skewness",

@@ -28,6 +28,7 @@ __all__ = ["Elementwise", "Normalized", "Power", "Sigmoid", "Softmax", "Softplus
 # Scores, and queries, from which blocks are faster than the reference, and than torch's softmax.
 PAYS = 2**16, 16
 PAYS_SOFTMAX = 2**21, 256
+TRACED = 2**22
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -116,10 +117,12 @@ def attention(
         )
         if not ours:
             return _sdpa(query, key, value, attn_mask, causal, scale, enable_gqa)
-    return _blocks(query, key, value, attn_mask, causal, scale, weight, many, with_gradient)
+    # The compiler may see into the reference where the whole matrix is small.
+    traced = attn_mask is None and size[0] <= TRACED
+    blocks = _blocks if traced else untraced(_blocks)
+    return blocks(query, key, value, attn_mask, causal, scale, weight, many, with_gradient)
 
 
-@untraced
 def _blocks(
     query: Tensor,
     key: Tensor,
