@@ -15,7 +15,7 @@ from logitkit.registry import ROOMS, Card, registered
 CONTEXT = (
     "in_features", "num_classes", "class_names", "num_concepts", "num_samples", "num_tasks", "input_shape",
     "vmin", "vmax",
-    "vocabulary",
+    "vocabulary", "embed_dim", "num_heads", "grid", "max_len", "n_ref",
 )  # fmt: skip
 
 

@@ -34,10 +34,11 @@ def test_one_block_is_attention_and_mlp_on_normalised_inputs():
     x = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(2))
     z = model.embedding.weight[x] + model.position[:9]
     attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    mixing, out = block.attention.in_proj, block.attention.out_proj
     attention.load_state_dict(
         {
-            "in_proj_weight": block.qkv.weight, "in_proj_bias": block.qkv.bias,
-            "out_proj.weight": block.out.weight, "out_proj.bias": block.out.bias,
+            "in_proj_weight": mixing.weight, "in_proj_bias": mixing.bias,
+            "out_proj.weight": out.weight, "out_proj.bias": out.bias,
         }
     )  # fmt: skip
     h = F.layer_norm(z, (16,))

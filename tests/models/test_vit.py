@@ -27,12 +27,12 @@ def test_shapes(shape, tokens):
 def test_a_block_is_the_equation():
     block = ViT((1, 8, 8), depth=1, dim=8, heads=2).double().blocks[0]
     x = torch.randn(2, 5, 8, dtype=torch.float64)
-    q, k, v = block.qkv(block.norm1(x)).chunk(3, dim=-1)
+    q, k, v = block.attention.in_proj(block.norm1(x)).chunk(3, dim=-1)
     mixed = [
         torch.softmax(q[..., i : i + 4] @ k[..., i : i + 4].mT / 2, dim=-1) @ v[..., i : i + 4]
         for i in (0, 4)
     ]
-    h = x + block.out(torch.cat(mixed, dim=-1))
+    h = x + block.attention.out_proj(torch.cat(mixed, dim=-1))
     torch.testing.assert_close(block(x), h + block.mlp(block.norm2(h)))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from logitkit import catalog
-from logitkit.engine.recipe import PartSpec, Recipe
+from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError, nearest
 
@@ -132,17 +134,22 @@ def locate(path: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
-def build_backbone(spec: PartSpec, shape: Shape) -> nn.Module:
-    """A part of `models`, or the user's `module:attribute`: a callable that returns a module.
+def build_backbone(recipe: Recipe, shape: Shape) -> nn.Module:
+    """A part of `models`, or the user's `module:attribute`: a callable that returns a module; with the
+    recipe's attention and layers.
 
     The callable gets the recipe's arguments, and `input_shape` and `vocabulary` if it asks for them. A module
     without `forward_features` and `pool` is wrapped: its flattened output is the features.
     """
+    spec, chosen = recipe.model, _chosen_layers(recipe)
     if ":" not in spec.name:
-        return catalog.create("models", spec.name, **{**shape.context(), **spec.kwargs})
+        _check_places(recipe, chosen, catalog.get("models", spec.name).build)
+        return catalog.create("models", spec.name, **{**shape.context(), **spec.kwargs, **chosen})
     make = locate(spec.name, "model")
     takes = inspect.signature(make).parameters if callable(make) else {}
+    _check_places(recipe, chosen, make)
     known = {k: v for k, v in shape.context().items() if k in ("input_shape", "vocabulary") and k in takes}
+    known |= chosen
     module = make(**known, **spec.kwargs) if callable(make) and not isinstance(make, nn.Module) else make
     if not isinstance(module, nn.Module):
         raise InputError(f"model={spec}: expected a torch.nn.Module, got {type(module).__name__}.")
@@ -151,6 +158,32 @@ def build_backbone(spec: PartSpec, shape: Shape) -> nn.Module:
         if hasattr(module, "forward_features") and hasattr(module, "pool")
         else _Wrapped(module, shape.input_shape)
     )
+
+
+def _chosen_layers(recipe: Recipe) -> dict[str, Callable[..., nn.Module]]:
+    """What the recipe puts into the model: the model's argument -> what builds the layer."""
+    found: dict[str, Callable[..., nn.Module]] = {}
+    for slot, standard in (("attention", "softmax"), ("layers", "standard")):
+        spec = getattr(recipe, slot)
+        if spec.name == standard and not spec.args:
+            continue
+        card = card_of(slot, spec)
+        assert card is not None
+        place = "attention" if slot == "attention" else card.replaces
+        found[str(place)] = functools.partial(card.build, **spec.kwargs)
+    return found
+
+
+def _check_places(recipe: Recipe, chosen: Mapping[str, Any], model: Any) -> None:
+    """Raise InputError for a layer that the model has no place for."""
+    takes = inspect.signature(model).parameters if callable(model) else {}
+    for place in chosen:
+        if place not in takes:
+            slot = "attention" if place == "attention" else "layers"
+            raise InputError(
+                f"{slot}={getattr(recipe, slot)} replaces a model's {place}, and model={recipe.model} has no"
+                f" place for it; model=vit and model=transformer take an attention, a norm and an mlp."
+            )
 
 
 def _check_reads(spec: PartSpec, shape: Shape) -> None:
@@ -172,7 +205,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
         able = (TASKS[shape.task].network,) if room == "heads" or shape.task != "sequence" else ("sequence",)
         if ":" not in spec.name and not catalog.get(room, spec.name).tasks.intersection(able):
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
-    backbone = build_backbone(recipe.model, shape)
+    backbone = build_backbone(recipe, shape)
     card = catalog.get("heads", recipe.head.name)
     head = catalog.create(
         "heads",

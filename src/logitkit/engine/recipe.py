@@ -113,12 +113,16 @@ Parts = Annotated[
 OBJECTIVES = ("losses", "robust", "contrast", "bottleneck")
 # slot of a recipe -> rooms its parts come from, first match wins
 SLOTS: dict[str, tuple[str, ...]] = {
-    "model": ("models",), "head": ("heads",), "softmax": ("softmax",), "loss": OBJECTIVES,
-    "regularize": OBJECTIVES, "optimizer": ("train",), "algorithm": ("train",),
-    "calibrate": ("calibrate",), "detect": ("detect",), "votes": ("robust",),
+    "model": ("models",), "attention": ("attention",), "layers": ("layers",), "head": ("heads",),
+    "softmax": ("softmax",), "loss": OBJECTIVES, "regularize": OBJECTIVES,
+    "optimizer": ("train",), "algorithm": ("train",), "calibrate": ("calibrate",),
+    "detect": ("detect",), "votes": ("robust",),
 }  # fmt: skip
 # names that are not parts of a room: torch's optimisers, the ordinary training step, "whatever fits"
-BUILT_IN = {"loss": ("auto",), "optimizer": ("adamw", "adam", "sgd"), "algorithm": ("standard",)}
+BUILT_IN = {
+    "layers": ("standard",), "loss": ("auto",), "optimizer": ("adamw", "adam", "sgd"),
+    "algorithm": ("standard",),
+}  # fmt: skip
 
 
 # slots that take the user's own code as `module:attribute`
@@ -154,6 +158,9 @@ class Recipe(BaseModel):
 
     data:         where examples come from (see `logitkit.data.load`).
     model:        backbone, a part of `models` or `module:attribute`.
+    attention:    what a transformer's tokens attend by, a part of `attention`.
+    layers:       a part of `layers` in the place of the model's own (the card's `replaces`: "norm", "mlp" or
+                  "mixer"); "standard" leaves them.
     head:         last layer, a part of `heads`.
     softmax:      scores to weights; its log-weights are what the loss sees.
     loss:         objective; "auto" is cross-entropy, mean squared error, or the head's own.
@@ -179,6 +186,8 @@ class Recipe(BaseModel):
 
     data: str = "digits"
     model: Part = PartSpec(name="mlp")
+    attention: Part = PartSpec(name="softmax")
+    layers: Part = PartSpec(name="standard")
     head: Part = PartSpec(name="linear")
     softmax: Part = PartSpec(name="softmax")
     loss: Part = PartSpec(name="auto")

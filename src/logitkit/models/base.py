@@ -6,14 +6,16 @@ one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from logitkit.ops import check_numbers
 
-__all__ = ["Backbone", "check_inputs", "check_shape"]
+__all__ = ["Backbone", "check_inputs", "check_shape", "fitted_in"]
 
 
 def check_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -63,3 +65,10 @@ class Backbone(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch features"]:
         return self.pool(self.forward_features(x))
+
+
+def fitted_in(make: Callable[..., nn.Module], *args: Any, **place: Any) -> nn.Module:
+    """make(*args) with what it asks for by name of `place`, which says where the layer goes."""
+    takes = inspect.signature(make).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    return make(*args, **{k: v for k, v in place.items() if k in takes or open_ended})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from logitkit.attention import SoftmaxAttention
 from logitkit.models.base import Backbone
-from logitkit.models.vit import Block
+from logitkit.models.vit import Block, Layers, Make, feed_forward
 from logitkit.ops import values_visible
 from logitkit.registry import Choice, Real, Whole, part
 
@@ -35,6 +39,9 @@ class Transformer(Backbone):
     position (batch, dim) otherwise.
 
     Defaults: depth 2, dim 64, 4 heads, no dropout, learned positions; the sizes are for a laptop.
+    position="rope" turns queries and keys instead, and with it or "none" inputs may be longer than
+    `input_shape` says. `attention`, `norm` and `mlp` put other layers into the blocks, see
+    `models.vit.Block`.
 
     Raises: ValueError for an `input_shape` that is not (tokens,), a `dim` that `heads` does not divide, a
     depth below 1, dropout outside [0, 1), a vocabulary below 2, tokens of another dtype, out of range or too
@@ -54,6 +61,11 @@ class Transformer(Backbone):
         dim: int = 64,
         heads: int = 4,
         dropout: float = 0.0,
+        position: Literal["learned", "rope", "none"] = "learned",
+        *,
+        attention: Make = SoftmaxAttention,
+        norm: Make = nn.LayerNorm,
+        mlp: Make = feed_forward,
     ) -> None:
         super().__init__(input_shape)
         if len(self.input_shape) != 1:
@@ -68,17 +80,30 @@ class Transformer(Backbone):
             raise ValueError(f"dim must be a positive multiple of heads, got dim {dim} and heads {heads}.")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}.")
+        if position not in ("learned", "rope", "none"):
+            raise ValueError(f"position must be 'learned', 'rope' or 'none', got {position!r}.")
+        if position == "rope" and "rope" not in inspect.signature(attention).parameters:
+            raise ValueError("position='rope' needs an attention that takes rope.")
         self.vocabulary = vocabulary
         self.embedding = nn.Embedding(vocabulary, dim)
-        self.position = nn.Parameter(0.02 * torch.randn(self.input_shape[0], dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads, dropout, causal=True) for _ in range(depth)))
-        self.norm = nn.LayerNorm(dim)
+        length = self.input_shape[0]
+        self.position = nn.Parameter(0.02 * torch.randn(length, dim)) if position == "learned" else None
+        layers = Layers(attention, norm, mlp)
+        place: dict[str, Any] = {"max_len": length, "n_ref": length}
+        if position == "rope":
+            place["rope"] = True
+        blocks = (Block(dim, heads, dropout, causal=True, layers=layers, **place) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = norm(dim)
         self.out_features = dim
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward_features(self, x: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens dim"]:
         x = self._check(x)
-        return self.norm(self.blocks(self.embedding(x) + self.position[: x.shape[1]]))
+        embedded = self.embedding(x)
+        if self.position is not None:
+            embedded = embedded + self.position[: x.shape[1]]
+        return self.norm(self.blocks(embedded))
 
     def pool(self, map: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
         return map[:, -1]
@@ -87,7 +112,7 @@ class Transformer(Backbone):
         return self.pool(self.forward_features(x))
 
     def _check(self, x: Tensor) -> Int[Tensor, "batch tokens"]:
-        most = self.input_shape[0]
+        most = self.input_shape[0] if self.position is not None else math.inf
         if x.ndim != 2 or not 1 <= x.shape[1] <= most or len(x) == 0:
             raise ValueError(
                 f"tokens must have shape (batch, 1 to {most}) and not be empty, got {tuple(x.shape)}."

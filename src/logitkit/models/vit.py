@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from logitkit.models.base import Backbone, check_inputs
+from logitkit.attention import SoftmaxAttention
+from logitkit.models.base import Backbone, check_inputs, fitted_in
 from logitkit.registry import Choice, Real, Whole, part
+
+Make = Callable[..., nn.Module]
+
+
+def feed_forward(dim: int, hidden: int) -> nn.Module:
+    """The usual feed-forward part of a block."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+
+class Layers(NamedTuple):
+    """What a block is made of.
+
+    attention: called with (dim, heads), a part of `attention`. norm: with (dim,). mlp: with (dim, hidden).
+    mixer: with (dim, grid), tokens to tokens, in the place of attention. Each also gets by name what it asks
+    for of where it is: `grid`, (height, width) in tokens; `max_len` and `n_ref`, the number of tokens.
+    """
+
+    attention: Make = SoftmaxAttention
+    norm: Make = nn.LayerNorm
+    mlp: Make = feed_forward
+    mixer: Make | None = None
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). With `causal` no token sees
-    those after it."""
+    those after it. `place` is what layers may ask for by name."""
 
-    def __init__(self, dim: int, heads: int, dropout: float, causal: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float,
+        causal: bool = False,
+        layers: Layers | None = None,
+        **place: Any,
+    ) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.causal = causal
+        layers = layers or Layers()
+        self.norm1, self.norm2 = layers.norm(dim), layers.norm(dim)
+        self.mixes = layers.mixer is not None
+        if layers.mixer is None:
+            self.attention = fitted_in(layers.attention, dim, heads, **place)
+        else:
+            self.attention = fitted_in(layers.mixer, dim, **place)
+        if causal and "causal" not in getattr(self.attention, "takes", {"causal"}):
+            raise ValueError(f"{type(self.attention).__name__} sees all tokens: it cannot be causal.")
+        self.mlp = fitted_in(layers.mlp, dim, 4 * dim, **place)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2)
-        x = x + self.dropout(self.out(mixed))
+        tokens = self.norm1(x)
+        mixed = self.attention(tokens) if self.mixes else self.attention(tokens, is_causal=self.causal)[0]
+        x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
@@ -48,7 +86,9 @@ class ViT(Backbone):
     Shapes: x (batch, channels, height, width) -> feature map (batch, tokens, dim), pooled to (batch, dim),
     unitless.
 
-    Defaults: depth 4, dim 64, 4 heads, no dropout. The patch is the smallest power of two that leaves at most
+    Defaults: depth 4, dim 64, 4 heads, no dropout, softmax attention, LayerNorm and a GELU network in every
+    block; `attention`, `norm`, `mlp` and `mixer` put other layers there, see `Layers`.
+    The patch is the smallest power of two that leaves at most
     16 tokens (2x2 at 8x8 pixels, 8x8 at 32x32, the paper's 16x16 at 64x64); an image it does not divide is
     padded with zeros. Mean pooling instead of the paper's class token, as its appendix D.3 finds equal.
 
@@ -69,6 +109,12 @@ class ViT(Backbone):
         dim: int = 64,
         heads: int = 4,
         dropout: float = 0.0,
+        patch: int | None = None,
+        *,
+        attention: Make = SoftmaxAttention,
+        norm: Make = nn.LayerNorm,
+        mlp: Make = feed_forward,
+        mixer: Make | None = None,
     ) -> None:
         super().__init__(input_shape)
         if len(self.input_shape) != 3:
@@ -83,15 +129,22 @@ class ViT(Backbone):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}.")
         channels, height, width = self.input_shape
-        patch = 1
-        while -(-height // patch) * -(-width // patch) > 16:
-            patch *= 2
-        tokens = -(-height // patch) * -(-width // patch)
+        if patch is None:
+            patch = 1
+            while -(-height // patch) * -(-width // patch) > 16:
+                patch *= 2
+        if patch < 1:
+            raise ValueError(f"patch must be at least 1 pixel, got {patch}.")
+        grid = -(-height // patch), -(-width // patch)
+        tokens = grid[0] * grid[1]
         self.padding = (0, -width % patch, 0, -height % patch)
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         self.position = nn.Parameter(0.02 * torch.randn(tokens, dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads, dropout) for _ in range(depth)))
-        self.norm = nn.LayerNorm(dim)
+        layers = Layers(attention, norm, mlp, mixer)
+        place: dict[str, Any] = {"grid": grid, "max_len": tokens, "n_ref": tokens}
+        blocks = (Block(dim, heads, dropout, layers=layers, **place) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = norm(dim)
         self.out_features = dim
 
     def forward_features(
