@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from logitkit.ops.grid import depthwise, lattices, merge_lattices, merge_windows, rotary_2d, windows
+from logitkit.ops.grid import depthwise, grid_of, lattices, merge_lattices, merge_windows, rotary_2d, windows
 
 SIZES = [(2, 3), (1, 6), (4, 1), (4, 6), (1, 1), (2, 6), (4, 2)]
 
@@ -75,3 +75,12 @@ def test_products_depend_on_the_offset_of_row_and_column():
     torch.testing.assert_close(rotary_2d(q, (3, 4)).norm(dim=-1), q.norm(dim=-1))
     with pytest.raises(ValueError, match="multiple of 4"):
         rotary_2d(q[:, :6], (3, 4))
+
+
+def test_tokens_fill_their_grid():
+    assert grid_of(9, None) == (3, 3)
+    assert grid_of(8, (2, 4)) == (2, 4)
+    with pytest.raises(ValueError, match=r"square grid.* got 8"):
+        grid_of(8, None)
+    with pytest.raises(ValueError, match="fill 2x3, got 8"):
+        grid_of(8, (2, 3))

@@ -17,7 +17,16 @@ from torch.nn import functional as F
 from logitkit.ops import attention, check_numbers, rotary
 from logitkit.ops.attention import Weight
 
-__all__ = ["Cache", "MultiheadAttention", "key_mask", "repeat_heads", "weighted", "with_dropout"]
+__all__ = [
+    "Cache",
+    "MultiheadAttention",
+    "identity",
+    "key_mask",
+    "repeat_heads",
+    "visible_keys",
+    "weighted",
+    "with_dropout",
+]
 
 
 class Cache(NamedTuple):
@@ -107,11 +116,10 @@ class MultiheadAttention(nn.Module):
         mask = self._mask(query, key, attn_mask, key_padding_mask)
         q, k, v = self.project(query, key, value)
         causal = 0 if is_causal else None
-        mixed = self._mix(q, k, v, mask, causal)
-        out = self.merge(mixed)
+        out = self.finish(self._mix(q, k, v, mask, causal), query, v, mask)
         if not need_weights:
             return out, None
-        weights = self.attend(q, k, _identity(k), mask, causal)
+        weights = self.attend(q, k, identity(k), mask, causal)
         return out, weights.mean(1) if average_attn_weights else weights
 
     def step(
@@ -152,6 +160,13 @@ class MultiheadAttention(nn.Module):
     def merge(self, mixed: Float[Tensor, "batch heads tokens out"]) -> Float[Tensor, "batch tokens dim"]:
         """Heads side by side, through the output projection."""
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def finish(
+        self, mixed: Tensor, query: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Float[Tensor, "batch queries dim"]:
+        """The output. A part that makes it of more than the mixture, such as the tokens or their neighbours,
+        says so here; it does not take "step"."""
+        return self.merge(mixed)
 
     @torch.no_grad()
     def load_torch(self, other: nn.MultiheadAttention) -> MultiheadAttention:
@@ -285,7 +300,7 @@ def with_dropout(mix: Callable[[Tensor], Tensor], key: Tensor, value: Tensor, dr
         raise ValueError(f"dropout_p must lie in [0, 1), got {dropout_p}.")
     if dropout_p == 0.0:
         return mix(value)
-    weights = mix(_identity(key))
+    weights = mix(identity(key))
     return F.dropout(weights, dropout_p) @ repeat_heads(value, weights.shape[-3])
 
 
@@ -309,7 +324,18 @@ def key_mask(mask: Tensor | None, what: str) -> Bool[Tensor, "*any keys 1"] | No
     return mask.transpose(-1, -2)
 
 
-def _identity(key: Tensor) -> Tensor:
+def visible_keys(mask: Tensor | None, causal: int | None, query: Tensor, key: Tensor) -> Tensor:
+    """How many keys each query sees, (..., queries), of as many dimensions as the mask has."""
+    queries, keys = query.shape[-2], key.shape[-2]
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+    if causal is not None:
+        seen = seen.tril(causal)
+    if mask is not None:
+        seen = seen & (mask if mask.dtype == torch.bool else mask != -torch.inf)
+    return seen.sum(-1)
+
+
+def identity(key: Tensor) -> Tensor:
     """Values that turn a mixture into the weights it was made with."""
     n = key.shape[-2]
     return torch.eye(n, dtype=key.dtype, device=key.device).expand(*key.shape[:-1], n)

@@ -5,6 +5,8 @@ Whoever calls pads to sizes that divide.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,9 +14,22 @@ from torch.nn import functional as F
 
 from logitkit.ops.rotary import rotary
 
-__all__ = ["depthwise", "lattices", "merge_lattices", "merge_windows", "rotary_2d", "windows"]
+__all__ = ["depthwise", "grid_of", "lattices", "merge_lattices", "merge_windows", "rotary_2d", "windows"]
 
 Size = tuple[int, int]
+
+
+def grid_of(tokens: int, grid: Size | None) -> Size:
+    """(height, width) of so many tokens: `grid`, or a square where it is None.
+
+    Raises ValueError where the tokens do not fill it.
+    """
+    side = math.isqrt(tokens)
+    height, width = (side, side) if grid is None else grid
+    if height * width != tokens:
+        wanted = "a square grid; say which with grid=(height, width)" if grid is None else f"{height}x{width}"
+        raise ValueError(f"the tokens must fill {wanted}, got {tokens} of them.")
+    return height, width
 
 
 def windows(
@@ -40,8 +55,8 @@ def merge_windows(
 def lattices(
     x: Float[Tensor, "batch height width channels"], size: Size
 ) -> Float[Tensor, "batch parts tokens channels"]:
-    """Dilated windows: `size` (height, width) tokens spread evenly over the whole grid, in steps of grid / size;
-    in the order of their first tokens."""
+    """Dilated windows: `size` (height, width) tokens spread evenly over the whole grid, grid / size apart; in
+    the order of their first tokens."""
     p, q = _divides(size, x.shape[1:3])
     return x.unflatten(2, (q, -1)).unflatten(1, (p, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(1, 2)
 
