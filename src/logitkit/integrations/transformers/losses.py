@@ -1,4 +1,4 @@
-"""Training a Hugging Face causal language model with another loss, or without the matrix of its logits."""
+"""Training a causal language model with another loss, or without the matrix of its logits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from logitkit.errors import InputError, MissingExtra
+from logitkit.errors import InputError
 from logitkit.ops import linear_cross_entropy, next_token_labels
-
-try:
-    from transformers import PreTrainedModel
-    from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
-except ImportError:
-    raise MissingExtra("transformers", "hf", "logitkit.integrations.transformers") from None
 
 Loss = Callable[..., Tensor]
 
