@@ -2,25 +2,43 @@
 `nn.MultiheadAttention(batch_first=True)`."""
 
 from logitkit.attention.base import Cache, MultiheadAttention
+from logitkit.attention.inline import InlineAttention, inline_attention
 from logitkit.attention.linear import LinearAttention, linear_attention
+from logitkit.attention.power import Piece, PowerAttention, power_attention, to_polynomial
+from logitkit.attention.rala import RankAugmentedAttention, rank_augmented_attention, rank_report
 from logitkit.attention.sigmoid import SigmoidAttention, sigmoid_attention
 from logitkit.attention.softmax import SoftmaxAttention, softmax_attention
+from logitkit.attention.softplus import SoftplusAttention, reweight, softplus_attention
 
 FUNCTIONS = {
     "linear": linear_attention,
+    "power": power_attention,
     "sigmoid": sigmoid_attention,
     "softmax": softmax_attention,
+    "softplus": softplus_attention,
 }
 """Part -> its function of (query, key, value), for the parts that have nothing to learn of their own."""
 
 __all__ = [
     "FUNCTIONS",
     "Cache",
+    "InlineAttention",
     "LinearAttention",
     "MultiheadAttention",
+    "Piece",
+    "PowerAttention",
+    "RankAugmentedAttention",
     "SigmoidAttention",
     "SoftmaxAttention",
+    "SoftplusAttention",
+    "inline_attention",
     "linear_attention",
+    "power_attention",
+    "rank_augmented_attention",
+    "rank_report",
+    "reweight",
     "sigmoid_attention",
     "softmax_attention",
+    "softplus_attention",
+    "to_polynomial",
 ]

@@ -1,6 +1,7 @@
 """The small problems that many claims about architectures share.
 
 trial.run(seed, **TINY_VIT, attention="sigmoid")               digits, one token per pixel
+digits_accuracy(trial, attention="sigmoid")                    the same for every seed
 trial.run(seed, code(), **CODE_LM, attention="sigmoid")        bytes of Python source
 trial.run(seed, data.load(f"shapes:n=2500+seed={seed}"), ...)  grey shapes of 32x32 pixels, 6 classes
 trial.run(seed, data.load("recall:n=6000,vocab=32,pairs=4,length=32"), ...)   associative recall
@@ -13,12 +14,15 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from logitkit.claims.base import Trial
 from logitkit.data.base import Dataset
 from logitkit.data.text import stdlib_sources, windows
 from logitkit.engine import RunResult
 
-__all__ = ["CODE_LM", "TINY_VIT", "code", "nats"]
+__all__ = ["CODE_LM", "TINY_VIT", "code", "digits_accuracy", "nats", "source", "text_loss"]
 
 TINY_VIT: dict[str, Any] = {
     "data": "digits", "model": "vit(patch=1,dim=32,depth=2,heads=4)", "epochs": 15, "batch_size": 8,
@@ -54,9 +58,32 @@ def code(length: int = 64, train: int = 400_000, held_out: int = 100_000) -> Dat
     )
 
 
+def digits_accuracy(trial: Trial, **settings: Any) -> list[float]:
+    """Percent right on the test digits with each seed, of `TINY_VIT` with other settings; a quick run takes
+    large steps."""
+    hurry = {"batch_size": 256} if trial.quick else {}
+    runs = [trial.run(seed, **{**TINY_VIT, **settings, **hurry}) for seed in trial.seeds]
+    return [100 * run.metrics["accuracy"] for run in runs]
+
+
+def source(trial: Trial, length: int = 64) -> Dataset:
+    """`code(length)`, or a little of it in a quick run."""
+    return code(length, trial.few(400_000, 40_000), trial.few(100_000, 4_096))
+
+
 def nats(result: RunResult) -> float:
     """Mean loss per byte on test text, in nats."""
     return result.metrics["bits"] * math.log(2)
+
+
+@torch.no_grad()
+def text_loss(network: nn.Module, rows: tuple[Tensor, Tensor]) -> float:
+    """Mean loss per token of rows (x, y), in nats."""
+    x, y = rows
+    size = max(1, 2**12 // x.shape[1])
+    batches = zip(x.split(size), y.split(size), strict=True)
+    total = sum(F.cross_entropy(network(a), b.flatten(), reduction="sum").item() for a, b in batches)
+    return total / y.numel()
 
 
 def _first(dataset: Dataset, rows: int) -> Dataset:

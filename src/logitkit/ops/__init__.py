@@ -42,6 +42,7 @@ from logitkit.ops.logspace import comp_sum, log1mexp, log_odds_against
 from logitkit.ops.multilabel import Labels, check_multilabel
 from logitkit.ops.mutual_information import conditional_mutual_information, mutual_information
 from logitkit.ops.nms import nms, soft_nms
+from logitkit.ops.polynomial import Polynomial, PolynomialInverse, PolynomialRsqrt
 from logitkit.ops.random import draw_gumbel, draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
 from logitkit.ops.retrieval import (
@@ -61,6 +62,9 @@ from logitkit.ops.temperature import fit_temperature
 __all__ = [
     "KernelWarning",
     "Labels",
+    "Polynomial",
+    "PolynomialInverse",
+    "PolynomialRsqrt",
     "SphericalOutput",
     "all_triplets",
     "attention",
