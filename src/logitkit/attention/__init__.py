@@ -2,10 +2,12 @@
 `nn.MultiheadAttention(batch_first=True)`."""
 
 from logitkit.attention.base import Cache, MultiheadAttention
+from logitkit.attention.cswin import CrossShapedAttention, window_attention, window_lepe
 from logitkit.attention.inline import InlineAttention, inline_attention
 from logitkit.attention.linear import LinearAttention, linear_attention
 from logitkit.attention.power import Piece, PowerAttention, power_attention, to_polynomial
 from logitkit.attention.rala import RankAugmentedAttention, rank_augmented_attention, rank_report
+from logitkit.attention.selective import SelectiveAttention, SelectiveTemperature
 from logitkit.attention.sigmoid import SigmoidAttention, sigmoid_attention
 from logitkit.attention.softmax import SoftmaxAttention, softmax_attention
 from logitkit.attention.softplus import SoftplusAttention, reweight, softplus_attention
@@ -22,12 +24,15 @@ FUNCTIONS = {
 __all__ = [
     "FUNCTIONS",
     "Cache",
+    "CrossShapedAttention",
     "InlineAttention",
     "LinearAttention",
     "MultiheadAttention",
     "Piece",
     "PowerAttention",
     "RankAugmentedAttention",
+    "SelectiveAttention",
+    "SelectiveTemperature",
     "SigmoidAttention",
     "SoftmaxAttention",
     "SoftplusAttention",
@@ -41,4 +46,6 @@ __all__ = [
     "softmax_attention",
     "softplus_attention",
     "to_polynomial",
+    "window_attention",
+    "window_lepe",
 ]

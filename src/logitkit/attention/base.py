@@ -142,6 +142,11 @@ class MultiheadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Heads of queries, keys and values, (batch, heads, tokens, head_dim); the first token's position is
         `start`."""
+        q, k, v = self.split(query, key, value)
+        return *self.place(q, k, start), v
+
+    def split(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The projections as heads, before they are normalised and turned."""
         kv = self.num_kv_heads * self.head_dim
         sizes = [self.embed_dim, kv, kv]
         if key is query and value is query:
@@ -151,11 +156,15 @@ class MultiheadAttention(nn.Module):
             biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.split(sizes)
             parts = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in parts)
+        return q, k, v
+
+    def place(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Heads of queries and keys normalised, and turned by their positions, where the part asks for it."""
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope:
             q, k = (rotary(x, torch.arange(start, start + x.shape[-2], device=x.device)) for x in (q, k))
-        return q, k, v
+        return q, k
 
     def merge(self, mixed: Float[Tensor, "batch heads tokens out"]) -> Float[Tensor, "batch tokens dim"]:
         """Heads side by side, through the output projection."""
