@@ -12,9 +12,9 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["check_maps", "check_tokens", "check_whole"]
+__all__ = ["DropPath", "check_maps", "check_tokens", "check_whole"]
 
 
 def check_tokens(x: Tensor, dim: int) -> Float[Tensor, "*batch dim"]:
@@ -45,6 +45,26 @@ def check_whole(**values: int) -> None:
     for name, value in values.items():
         if not (isinstance(value, int) and value >= 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training each example's branch is 0 with probability `rate`, and otherwise
+    divided by 1 - rate.
+
+    Raises: ValueError for a rate outside [0, 1).
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"the rate of dropped paths must lie in [0, 1), got {rate}.")
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        if not (self.training and self.rate):
+            return x
+        kept = x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
 
 
 def _check_real(x: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from logitkit.ops import check_numbers
 
-__all__ = ["Backbone", "check_inputs", "check_shape", "fitted_in"]
+__all__ = ["Backbone", "check_images", "check_inputs", "check_shape", "fitted_in", "patches_of"]
 
 
 def check_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -24,6 +24,34 @@ def check_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"input_shape must hold positive whole numbers, got {input_shape!r}.")
     return shape
+
+
+def check_images(input_shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """Return the shape of one image, (channels, height, width), that `model=name` is to read.
+
+    Raises ValueError for inputs that are no images.
+    """
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"{name} reads images of shape (channels, height, width), got input_shape {input_shape};"
+            " mlp and linear read any shape."
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def patches_of(height: int, width: int, patch: int | None = None) -> tuple[int, tuple[int, int]]:
+    """The side of a patch, and (height, width) of the image in patches, those at the border padded.
+
+    patch: None for the smallest power of two that leaves at most 16 patches. Raises ValueError below 1.
+    """
+    if patch is None:
+        patch = 1
+        while -(-height // patch) * -(-width // patch) > 16:
+            patch *= 2
+    if patch < 1:
+        raise ValueError(f"patch must be at least 1 pixel, got {patch}.")
+    return patch, (-(-height // patch), -(-width // patch))
 
 
 def check_inputs(x: Tensor, input_shape: tuple[int, ...]) -> Tensor:

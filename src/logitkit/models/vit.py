@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from logitkit.attention import SoftmaxAttention
-from logitkit.models.base import Backbone, check_inputs, fitted_in
+from logitkit.models.base import Backbone, check_images, check_inputs, fitted_in, patches_of
 from logitkit.registry import Choice, Real, Whole, part
 
 Make = Callable[..., nn.Module]
@@ -117,25 +117,14 @@ class ViT(Backbone):
         mixer: Make | None = None,
     ) -> None:
         super().__init__(input_shape)
-        if len(self.input_shape) != 3:
-            raise ValueError(
-                f"vit reads images of shape (channels, height, width), got input_shape {self.input_shape};"
-                " mlp and linear read any shape."
-            )
+        channels, height, width = check_images(self.input_shape, "vit")
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}.")
         if dim < 1 or heads < 1 or dim % heads:
             raise ValueError(f"dim must be a positive multiple of heads, got dim {dim} and heads {heads}.")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}.")
-        channels, height, width = self.input_shape
-        if patch is None:
-            patch = 1
-            while -(-height // patch) * -(-width // patch) > 16:
-                patch *= 2
-        if patch < 1:
-            raise ValueError(f"patch must be at least 1 pixel, got {patch}.")
-        grid = -(-height // patch), -(-width // patch)
+        patch, grid = patches_of(height, width, patch)
         tokens = grid[0] * grid[1]
         self.padding = (0, -width % patch, 0, -height % patch)
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)

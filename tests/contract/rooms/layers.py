@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from contract.samples import LAYERS, Sample
+from contract.samples import GRID, LAYERS, Sample
 
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
-    return {"norm": tokens, "mlp": tokens, "linear": rows, "conv": maps}[card.replaces](batch, normal, build)
+    kinds = {
+        "norm": tokens, "mlp": tokens, "mixer": grids, "linear": rows, "conv": maps, "block": blocks,
+    }  # fmt: skip
+    return kinds[card.replaces](batch, normal, build)
 
 
 def tokens(batch, normal, build) -> Sample:
     """Tokens (batch, tokens, dim)."""
     return sample(build, normal(batch, 5, LAYERS["norm"]["dim"]))
+
+
+def grids(batch, normal, build) -> Sample:
+    """Tokens (batch, height * width, dim) of a grid."""
+    return sample(build, normal(batch, GRID[0] * GRID[1], LAYERS["mixer"]["dim"]))
 
 
 def rows(batch, normal, build) -> Sample:
@@ -23,7 +31,16 @@ def rows(batch, normal, build) -> Sample:
 
 def maps(batch, normal, build) -> Sample:
     """Feature maps (batch, channels, h, w)."""
-    x = normal(batch, LAYERS["conv"]["in_channels"], 6, 6)
+    return images(build, normal(batch, LAYERS["conv"]["in_channels"], 6, 6))
+
+
+def blocks(batch, normal, build) -> Sample:
+    """Feature maps (batch, channels, h, w) to the same."""
+    return images(build, normal(batch, LAYERS["block"]["channels"], 6, 6))
+
+
+def images(build, x: Tensor) -> Sample:
+    """A call on maps."""
     found = sample(build, x, wide=x[:, :-1])
     found.bad["maps of another rank"] = lambda p: p(x[:, 0])
     return found
