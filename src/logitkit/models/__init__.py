@@ -5,6 +5,7 @@ from logitkit.models.activator import Activator
 from logitkit.models.ait import AiTSmall, MaskedVQVAE, mask_augment, masked_mse, silog_loss
 from logitkit.models.base import Backbone
 from logitkit.models.cnn import CNN
+from logitkit.models.convit import ConViT
 from logitkit.models.cswin import CSWin
 from logitkit.models.linear import LinearModel
 from logitkit.models.mlp import MLP
@@ -20,6 +21,7 @@ __all__ = [
     "AiTSmall",
     "Backbone",
     "CSWin",
+    "ConViT",
     "LinearModel",
     "MaskedVQVAE",
     "RaftMLP",
