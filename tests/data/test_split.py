@@ -91,6 +91,23 @@ def test_noise_touches_training_and_validation_labels_only(kind: str) -> None:
         assert statistic < 26.1  # chi-squared with 8 degrees of freedom, p = 0.001
 
 
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+def test_noise_on_sequences_replaces_tokens_that_are_scored(kind: str) -> None:
+    spec = "strings:n=200,length=5"
+    noisy, clean = (data.split(data.load(s), 0) for s in (f"{spec}+noise=0.25+noise_type={kind}", spec))
+    for part in ("train", "val"):
+        rows, truth = getattr(noisy, part), getattr(clean, part)
+        assert torch.equal(rows.extras["y_clean"], truth.y)
+        wrong = rows.y != truth.y
+        assert torch.equal(wrong, rows.extras["noisy"])
+        assert torch.equal(rows.y == data.IGNORE, truth.y == data.IGNORE)
+        assert int(wrong.sum()) == round(0.25 * 5 * len(rows))
+        if kind == "pair":
+            assert torch.equal(rows.y[wrong], (truth.y[wrong] + 1) % 12)
+        assert torch.equal(rows.x, truth.x)
+    assert torch.equal(noisy.test.y, clean.test.y)
+
+
 def test_options_do_not_move_the_split_and_are_spent() -> None:
     plain, noisy = (data.split(data.load(spec), 5) for spec in ("digits", "digits+noise=0.3"))
     assert torch.equal(plain.index["train"], noisy.index["train"])

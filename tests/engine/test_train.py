@@ -314,7 +314,7 @@ def test_recipe_mistakes(settings, message):
 
 
 def test_recipe_is_a_value():
-    a = Recipe.of(loss="ce", regularize="0.1*z_loss(a=0.5), focal")
+    a = Recipe.of(loss="ce", regularize="0.1*z_loss(a=0.5) + focal")
     b = Recipe.of(**a.model_dump(mode="json"))
     assert a == b
     assert a.hash == b.hash == Recipe.of(loss="cross_entropy", regularize=["0.1*z_loss(a=0.5)", "focal"]).hash

@@ -1,6 +1,7 @@
 """Fitting a trained network to something new, or making it forget."""
 
 from logitkit.adapt.flat import FLATLoss, answer_probability
+from logitkit.adapt.prototype import Prototype
 from logitkit.adapt.repri import (
     Adapted,
     RePRI,
@@ -14,6 +15,7 @@ from logitkit.adapt.unlearning import dpo, grad_diff, gradient_ascent, npo
 __all__ = [
     "Adapted",
     "FLATLoss",
+    "Prototype",
     "RePRI",
     "answer_probability",
     "dpo",

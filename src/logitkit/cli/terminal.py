@@ -28,6 +28,9 @@ SHOWN = {
     "crowd": ("nll", "ece", "ood_auroc", "noise_accuracy"),
     "bags": ("nll", "ece", "ood_auroc", "noise_accuracy"),
     "multilabel": ("p@5", "ndcg@5", "psp@5", "noise_p@1"),
+    "oneclass": ("eer", "fpr95", "noise_auroc"),
+    "segmentation": ("miou@5", "miou"),
+    "boxes": ("ap50", "ap75"),
 }
 COLOURS = {"better": "green", "worse": "red", "reference": "bold"}
 

@@ -14,12 +14,11 @@ from typing import Any
 import logitkit
 from logitkit import data
 from logitkit.engine.network import locate
-from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, literal, split_commas
+from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, literal, split_outside
 from logitkit.engine.tasks import TASKS, check_metric, task_of
 from logitkit.engine.train import Prepared
 from logitkit.errors import InputError, nearest
 
-FIXED = ("seed", "split_seed", "regularize", "calibrate")  # one value for all recipes: chains and seeds
 SETTINGS = {"seeds", "tune", "metric"}
 
 
@@ -157,15 +156,22 @@ def make_plan(
     dataset = data.load(source)
     task = task_of(dataset)
     metric = check_metric(metric, dataset.task)
+    slot, _, choices = task.compared.partition("=")
+    if tune and not task.trains:
+        raise InputError(
+            f"tune={tune}: data={dataset.name} is a {dataset.task} task, which trains nothing; list the"
+            f" settings to compare, {slot}=part(setting=1),part(setting=2)."
+        )
     values = {key: _values(key, value) for key, value in settings.items()}
-    if not any(len(v) > 1 for v in values.values()) and "loss" not in values:
-        values["loss"] = _values("loss", task.compared)
+    if not any(len(v) > 1 for v in values.values()) and slot not in values:
+        values[slot] = _values(slot, choices)
     varied = tuple(key for key, v in values.items() if len(v) > 1)
     arms, labels = [], []
     for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
         arms.append(Recipe.of(data=dataset.name, **chosen).canonical())
-        labels.append(", ".join(f"{key}={_short(chosen[key])}" for key in varied) or f"loss={arms[-1].loss}")
+        named = ", ".join(f"{key}={_short(chosen[key])}" for key in varied)
+        labels.append(named or f"{slot}={_shown(getattr(arms[-1], slot))}")
     if len({arm.hash for arm in arms}) < len(arms):
         raise InputError("two of the recipes to compare are the same; leave one out.")
     prepared = Prepared.of(data.split(dataset, 0))
@@ -180,7 +186,7 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
 
     from logitkit.engine.network import build_network
     from logitkit.engine.objective import build_objective
-    from logitkit.engine.predictor import build_calibrator, build_detector
+    from logitkit.engine.predictor import build_adapter, build_calibrator, build_detector
     from logitkit.engine.train import build_algorithm, build_optimizer, build_votes
 
     with torch.random.fork_rng():
@@ -189,21 +195,26 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
         build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
         build_algorithm(recipe, prepared.shape)
         build_votes(recipe, prepared.shape)
-        for spec in recipe.calibrate:
+        build_adapter(recipe, prepared.shape)
+        for spec in recipe.calibrate if prepared.shape.task != "boxes" else ():
             build_calibrator(spec, prepared.shape)
-        if TASKS[prepared.shape.task].classes:
+        if TASKS[prepared.shape.task].detects:
             build_detector(recipe.detect, prepared.shape)
 
 
 def _values(key: str, value: Any) -> list[Any]:
-    if isinstance(value, str) and key not in FIXED:
-        value = split_commas(value)
+    if isinstance(value, str):
+        value = split_outside(value)
         return value if key in SLOTS else [literal(v) for v in value]
-    if isinstance(value, list | tuple) and key not in FIXED:
+    if isinstance(value, list | tuple):
         if not value:
             raise InputError(f"{key}= has no value.")
         return list(value)
     return [value]
+
+
+def _shown(value: Any) -> str:
+    return " + ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _short(value: Any) -> str:

@@ -16,12 +16,13 @@ from torch import Tensor
 from logitkit.errors import InputError
 
 Task = Literal[
-    "classification", "ordinal", "retrieval", "bags", "crowd", "regression", "multilabel", "sequence"
+    "classification", "ordinal", "retrieval", "bags", "oneclass", "crowd", "regression", "multilabel",
+    "sequence", "segmentation", "boxes",
 ]  # fmt: skip
-OF_CLASSES = ("classification", "ordinal", "retrieval", "bags")
+OF_CLASSES = ("classification", "ordinal", "retrieval", "bags", "oneclass")
 """Tasks whose labels are one class per row, before a split."""
 
-Kind = Literal["vector", "image", "tokens", "table"]
+Kind = Literal["vector", "image", "tokens", "table", "boxes"]
 
 IGNORE = -100
 """The label of a position that a sequence task does not score (as in `nn.CrossEntropyLoss`)."""
@@ -82,15 +83,20 @@ class Dataset:
     """Examples with labels, before any split or preprocessing.
 
     name:        the canonical spec, e.g. `"digits+noise=0.4"`.
-    x:           (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], (N, L) int64 tokens, or a
-                 `Table` of raw columns.
+    x:           (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], (N, L) int64 tokens, a
+                 `Table` of raw columns, or (N, M, 5) float32 boxes: corners x1, y1, x2, y2 and a score, 0
+                 where there is no box.
     task:        what is to be learned; "ordinal" are classes in order, "retrieval" classes of which some are
                  kept from training, "bags" classes of which only the mean over a bag of rows is known,
-                 "crowd" classes of which only the votes of workers are known, `extras["votes"]`.
+                 "oneclass" one class of which alone training rows are, "crowd" classes of which only the
+                 votes of workers are known, `extras["votes"]`, "segmentation" the class of every pixel,
+                 "boxes" which of the boxes that a detector found to believe.
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
-                 up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored. Split
-                 into bags, training and validation rows have (N, classes) float32, the mean of their bag;
-                 those of a crowd have (N, workers) int64 votes, -1 where a worker did not answer.
+                 up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored;
+                 (N, H, W) int64 classes of pixels, 0 for the background; (N, most, 4) float32 corners of
+                 objects, zeros where there is none. Split into bags, training and validation rows have
+                 (N, classes) float32, the mean of their bag; those of a crowd have (N, workers) int64 votes,
+                 -1 where a worker did not answer; those of one class are 0, and test rows of others 1.
     class_names: one name per class; for a sequence task, per token. None for regression.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
     options:     noise, imbalance and bags that `split` applies.

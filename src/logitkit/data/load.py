@@ -45,13 +45,17 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
       a `Dataset`, a pair (x, y) of arrays, or a polars or pandas frame with `label="column"`.
 
     options, also written into a spec as `+option=value`:
-      noise       fraction of training and validation labels made wrong; noise_type "symmetric" or "pair"
+      noise       fraction of training and validation labels (of sequences: target tokens) made wrong;
+                  noise_type "symmetric" or "pair"
       imbalance   training rows of the largest class per row of the smallest
       bags        so many training rows share a bag, of which only the mean label is known; validation alike
       limit       keep this many rows, drawn at random
       seed        of the generator and of the rows drawn by `limit`; default 0
       task        "classification" or "regression", where the label's type would say otherwise; "ordinal" for
-                  classes in order; "retrieval" to find rows of classes that training has not seen
+                  classes in order; "retrieval" to find rows of classes that training has not seen;
+                  "oneclass" to learn the most frequent class alone and find rows of the others;
+                  "segmentation" of images with `extras["segmentation"]`, as those of `scenes`, to find the
+                  pixels of classes that training has not seen from a few labelled images
       size        pixels that the images of a folder or a Hugging Face set are resized to; default 32
       length      bytes per row of text; default 64
 
@@ -70,6 +74,8 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
     task = spec.options.get("task")
     if task in OF_CLASSES:
         dataset = replace(dataset, task=task)
+    if task == "segmentation":
+        dataset = of_pixels(dataset)
     if "bags" in spec.options:
         dataset = replace(dataset, task="bags")
     if "limit" in spec.options and spec.options["limit"] < len(dataset):
@@ -77,6 +83,13 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
         dataset = dataset.take(order[: spec.options["limit"]].sort().values)
     pending = spec.pending if spec.pending != Options() else dataset.options
     return replace(dataset, name=replace(spec, body=dataset.name).name, options=pending)
+
+
+def of_pixels(dataset: Dataset) -> Dataset:
+    """The same images with the class of every pixel, 0 for the background, in the place of their own."""
+    names = dataset.class_names and ("background", *dataset.class_names)
+    y = dataset.extras["segmentation"].long()
+    return replace(dataset, y=y, task="segmentation", class_names=names, extras={})
 
 
 def load_unlabelled(source: Any, like: Preprocessor) -> Tensor | Table:
@@ -104,6 +117,8 @@ def load_unlabelled(source: Any, like: Preprocessor) -> Tensor | Table:
     frame = tables.as_frame(source)
     if frame is not None:
         return tables.as_table(frame, "the frame")
+    if like.kind == "boxes":
+        return torch.as_tensor(source)
     return arrays.read_inputs(source, "the array", _token_kind(like))[0]
 
 
@@ -197,12 +212,17 @@ def _from_object(source: Any, spec: Spec, label: str | None, kind: Kind | None) 
 def _check_options(spec: Spec, dataset: Dataset) -> None:
     """Raise `InputError` for options that this data set has no use for."""
     for key in ("noise", "noise_type", "imbalance"):
-        if key in spec.options and dataset.task not in OF_CLASSES:
+        able = (*OF_CLASSES, "sequence") if key != "imbalance" else OF_CLASSES
+        if key in spec.options and dataset.task not in able:
             raise InputError(f"+{key} is for classification, and {dataset.name} is a {dataset.task} task.")
     task = spec.options.get("task")
+    if task == "oneclass" and (spec.pending != Options()):
+        raise InputError("+task=oneclass has no wrong labels and no imbalance among its training rows.")
     learned = dataset.task if task is None else task
     if "bags" in spec.options and learned != "classification":
         raise InputError(f"+bags is for classification, and {dataset.name} asks for {learned}.")
+    if task == "segmentation" and "segmentation" not in dataset.extras:
+        raise InputError(f"+task=segmentation needs the class of every pixel, and {dataset.name} has none.")
     if task in OF_CLASSES and dataset.task not in OF_CLASSES:
         raise InputError(f"+task={task} needs classes, and {dataset.name} is a {dataset.task} task.")
     head = spec.body.partition(":")[0]
@@ -210,7 +230,7 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
     uses = {
         "size": head == "hf" or is_folder,
         "length": head in ("hf", "text"),
-        "task": spec.options.get("task") in ("ordinal", "retrieval")
+        "task": spec.options.get("task") in ("ordinal", "retrieval", "oneclass", "segmentation")
         or (not (_known(spec.body) and head not in ("hf", "openml")) and not is_folder),
     }
     for key, used in uses.items():

@@ -24,7 +24,7 @@ class Preprocessor:
     table:  numbers and dates (in days) get the training median where missing, then are standardised, then
             a 0/1 column "was missing" follows if any training row missed it; a category becomes one 0/1
             column per training value, all 0 for a missing or unseen one, and a missing column likewise.
-    tokens: unchanged.
+    tokens, boxes: unchanged.
     Regression targets are standardised by `transform_target` and put back by `inverse_target`.
 
     >>> split = data.split(data.load("digits"), seed=0)
@@ -48,7 +48,7 @@ class Preprocessor:
         self._columns, self._tensors = [], {}
         if isinstance(train.x, Table):
             self._fit_table(train.x)
-        elif self.kind == "tokens":
+        elif self.kind in ("tokens", "boxes"):
             self.input_shape = tuple(train.x.shape[1:])
         else:
             self.input_shape = tuple(train.x.shape[1:])
@@ -81,6 +81,8 @@ class Preprocessor:
             )
         if self.kind == "tokens":
             return x.long()
+        if self.kind == "boxes":
+            return x.float()
         return ((x.double() - self._tensors["mean"]) * self._tensors["scale"]).float()
 
     def transform_target(self, y: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ class Preprocessor:
         return torch.from_numpy(np.concatenate([b.astype(np.float32) for b in blocks], axis=1))
 
 
-_PLURAL = {"vector": "vectors", "image": "images", "tokens": "tokens", "table": "a table"}
+_PLURAL = {"vector": "vectors", "image": "images", "tokens": "tokens", "table": "a table", "boxes": "boxes"}
 
 
 def _matching(table: Table, name: str, kind: str) -> Column:

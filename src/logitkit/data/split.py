@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from logitkit.data.base import OF_CLASSES, Dataset, Options, Split, seeded
+from logitkit.data.base import IGNORE, OF_CLASSES, Dataset, Options, Split, seeded
 from logitkit.errors import InputError
 
 REGRESSION_STRATA = 10
@@ -18,21 +18,25 @@ REGRESSION_STRATA = 10
 def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> Split:
     """Split `dataset` into train, validation and test rows.
 
-    test, val: fractions of all rows, each in [0, 1) and together below 1. Every class keeps its share in
-    each part to within one row, and at least one row in each part that is not empty. Regression targets
-    are stratified by decile; crowds, multi-label and sequence tasks are split at random. A source with a
-    fixed split keeps its test rows (and validation rows, if it has them) whatever the seed. For retrieval,
-    `test` is the fraction of classes, at least 2, that training never sees, whatever the source; labels are
-    numbered anew, the classes seen in training first.
+    test, val: fractions of all rows, each in [0, 1) and together below 1. Every class keeps its share in each
+    part to within one row, and at least one row in each part that is not empty. Regression targets are
+    stratified by decile; crowds, multi-label and sequence tasks are split at random. A source with a fixed
+    split keeps its test rows (and validation rows, if it has them) whatever the seed. For retrieval, `test`
+    is the fraction of classes, at least 2, that training never sees, whatever the source; labels are numbered
+    anew, the classes seen in training first. For one class, training and validation rows are of the most
+    frequent class, labelled 0; test rows are the rest of it and, labelled 1, all others. For segmentation
+    `test` is the fraction of classes that training never sees, at least 1 of those besides the background:
+    images that show one are test rows, and classes are numbered anew, those seen in training first.
 
-    The options of the data set are applied here. Imbalance thins the training rows only: class k of K
-    keeps n * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise
-    replaces exactly `noise` of the training and of the validation labels by a wrong one; the true labels
-    are in `extras["y_clean"]` and `extras["noisy"]` marks the rows. Bags are made last: training and
-    validation rows are shuffled, each `bags` of them in turn are a bag, what is left over a smaller one, and
-    the mean of a bag's labels takes the place of its rows' own; `extras["bag"]`, then the only annotation, is
-    the bag of each row. Of a crowd, votes take the place of training and validation labels and of all
-    annotations, and rows that nobody voted on are left out of these parts. Test rows stay as they are.
+    The options of the data set are applied here. Imbalance thins the training rows only: class k of K keeps n
+    * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise replaces
+    exactly `noise` of the training and of the validation labels (of a sequence task, of the tokens that are
+    scored) by a wrong one; the true labels are in `extras["y_clean"]` and `extras["noisy"]` marks the rows.
+    Bags are made last: training and validation rows are shuffled, each `bags` of them in turn are a bag, what
+    is left over a smaller one, and the mean of a bag's labels takes the place of its rows' own;
+    `extras["bag"]`, then the only annotation, is the bag of each row. Of a crowd, votes take the place of
+    training and validation labels and of all annotations, and rows that nobody voted on are left out of these
+    parts. Test rows stay as they are.
 
     Raises `InputError` for fractions out of range, a single class, a class with too few rows, or bags that
     are larger than a part.
@@ -43,6 +47,10 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
         )
     if dataset.task == "retrieval":
         dataset, index = _by_class(dataset, test, val, seed)
+    elif dataset.task == "oneclass":
+        dataset, index = _one_class(dataset, test, val, seed)
+    elif dataset.task == "segmentation":
+        dataset, index = _by_shown_class(dataset, test, val, seed)
     elif dataset.fixed_split is None:
         everything = torch.arange(len(dataset))
         index = _cut(dataset, everything, {"test": test, "val": val}, seed)
@@ -85,6 +93,42 @@ def _by_class(dataset: Dataset, test: float, val: float, seed: int) -> tuple[Dat
     dataset = replace(dataset, y=y, class_names=names, fixed_split=None)
     index = _cut(dataset, (y < seen).nonzero().flatten(), {"val": val}, seed)
     return dataset, {**index, "test": (y >= seen).nonzero().flatten()}
+
+
+def _one_class(dataset: Dataset, test: float, val: float, seed: int) -> tuple[Dataset, dict[str, Tensor]]:
+    """The most frequent class, cut into all three parts, and the others for test."""
+    ordinary = int(dataset.y.bincount().argmax())
+    y = (dataset.y != ordinary).long()
+    if not y.any():
+        raise InputError(f"every row of {dataset.name} has the same label: there is nothing to find.")
+    name = dataset.class_names[ordinary] if dataset.class_names else str(ordinary)
+    dataset = replace(dataset, y=y, class_names=(name, f"not {name}"), fixed_split=None)
+    index = _cut(dataset, (y == 0).nonzero().flatten(), {"test": test, "val": val}, seed)
+    return dataset, {**index, "test": torch.cat([index["test"], (y == 1).nonzero().flatten()])}
+
+
+def _by_shown_class(
+    dataset: Dataset, test: float, val: float, seed: int
+) -> tuple[Dataset, dict[str, Tensor]]:
+    """Images that show one of some classes for test; the others, which show none of them, for the rest."""
+    present = dataset.y.unique()
+    present = present[present > 0]
+    novel = max(1, round(test * len(present)))
+    if len(present) < novel + 1:
+        raise InputError(
+            f"{dataset.name} shows {len(present)} classes besides the background: one to train on and one to"
+            " find are needed."
+        )
+    shuffled = present[torch.randperm(len(present), generator=seeded(seed, "classes"))]
+    order = torch.cat([torch.zeros(1, dtype=torch.int64), shuffled])
+    place = torch.zeros(int(dataset.y.max()) + 1, dtype=torch.int64)
+    place[order] = torch.arange(len(order))
+    y, seen = place[dataset.y], len(order) - novel
+    names = dataset.class_names and tuple(dataset.class_names[k] for k in order.tolist())
+    dataset = replace(dataset, y=y, class_names=names, fixed_split=None)
+    shows = (y >= seen).flatten(1).any(dim=1)
+    index = _cut(dataset, (~shows).nonzero().flatten(), {"val": val}, seed)
+    return dataset, {**index, "test": shows.nonzero().flatten()}
 
 
 def _complete(dataset: Dataset, fractions: dict[str, float], seed: int) -> dict[str, Tensor]:
@@ -135,7 +179,7 @@ def _apportion(sizes: Tensor, fraction: float, generator: torch.Generator) -> Te
     ties broken at random."""
     exact = sizes.double() * fraction
     count = exact.floor().long()
-    extra = round(float(exact.sum())) - int(count.sum())
+    extra = round(fraction * int(sizes.sum())) - int(count.sum())
     tie = torch.rand(len(sizes), generator=generator, dtype=torch.float64) * 1e-6
     count[(exact - count + tie).argsort(descending=True)[:extra]] += 1
     return count
@@ -144,7 +188,7 @@ def _apportion(sizes: Tensor, fraction: float, generator: torch.Generator) -> Te
 def _enough(dataset: Dataset, rows: Tensor, parts: int) -> None:
     if len(rows) < parts:
         raise InputError(f"{dataset.name} has {len(rows)} rows, too few for {parts} parts.")
-    if dataset.task not in OF_CLASSES:
+    if dataset.task not in OF_CLASSES or dataset.task == "oneclass":
         return
     counts = dataset.y[rows].bincount()
     present = counts.nonzero().flatten()
@@ -187,13 +231,14 @@ def _thin(dataset: Dataset, rows: Tensor, ratio: float, seed: int) -> Tensor:
 
 def _with_noise(dataset: Dataset, fraction: float, kind: str, generator: torch.Generator) -> Dataset:
     """`fraction` of the labels replaced by a wrong one; the true ones in `extras["y_clean"]`."""
-    chosen = torch.randperm(len(dataset), generator=generator)[: round(fraction * len(dataset))]
+    labelled = (dataset.y.flatten() != IGNORE).nonzero().flatten()
+    chosen = labelled[torch.randperm(len(labelled), generator=generator)[: round(fraction * len(labelled))]]
     shift = torch.ones_like(chosen)
     if kind == "symmetric":
         shift = torch.randint(1, dataset.num_classes, chosen.shape, generator=generator)
-    y, noisy = dataset.y.clone(), torch.zeros(len(dataset), dtype=torch.bool)
-    y[chosen] = (y[chosen] + shift) % dataset.num_classes
-    noisy[chosen] = True
+    y, noisy = dataset.y.clone(), torch.zeros_like(dataset.y, dtype=torch.bool)
+    y.view(-1)[chosen] = (y.view(-1)[chosen] + shift) % dataset.num_classes
+    noisy.view(-1)[chosen] = True
     return replace(dataset, y=y, extras={**dataset.extras, "y_clean": dataset.y, "noisy": noisy})
 
 

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from logitkit.data.base import IGNORE
+from logitkit.detect.hyp_oc import equal_error_rate
+from logitkit.errors import InputError
 from logitkit.heads import ranked_probability_score
 from logitkit.ops import calibration_error, skewness
+from logitkit.ops.detection import THRESHOLDS, average_precision
 from logitkit.ops.sphere import cosine
 
 BINS = 15
@@ -19,6 +22,8 @@ BINS = 15
 QUERIES = 1024
 # Sequences whose scores for every token are held at once.
 SEQUENCES = 64
+# Of few-shot segmentation: tasks, labelled images in each, and the share of an image that shows its class.
+EPISODES, SHOTS, LEAST = 100, (1, 5), 0.01
 
 
 def classification(probabilities: Tensor, y: Tensor) -> dict[str, float]:
@@ -126,6 +131,86 @@ def multilabel(scores: Tensor, y: Tensor, train: Tensor | None = None) -> dict[s
     weight = 1 + c * (counts + PROPENSITY_B) ** -PROPENSITY_A
     gain, most = hit * weight[top], (relevant * weight).topk(deep, 1).values
     return found | {f"psp@{k}": (gain[:, :k].sum() / most[:, :k].sum()).item() for k in (1, 5)}
+
+
+def one_class(ordinary: Tensor, other: Tensor) -> dict[str, float]:
+    """How well scores (n,) and (m,), higher for what is not ordinary, tell the two apart: area under the ROC
+    curve, the equal error rate, and the share of ordinary rows rejected where 95 % of the others are."""
+    rejected = other.double().quantile(0.05)
+    return {
+        "auroc": auroc(ordinary, other),
+        "eer": equal_error_rate(ordinary, other)[0],
+        "fpr95": (ordinary >= rejected).double().mean().item(),
+    }
+
+
+def boxes(corners: Tensor, scores: Tensor, objects: Tensor) -> dict[str, float]:
+    """COCO's average precision of boxes (images, n, 4) with scores (images, n), 0 for none, against objects
+    (images, m, 4), zeros for none: over overlaps of 0.5 to 0.95, at 0.5, and at 0.75."""
+    there = torch.where((objects != 0).any(-1), 0, -1)
+    overlaps: dict[str, tuple[float, ...]] = {"ap": THRESHOLDS, "ap50": (0.5,), "ap75": (0.75,)}
+    return {
+        name: average_precision(corners, scores, objects, truth_classes=there, thresholds=each)
+        for name, each in overlaps.items()
+    }
+
+
+@torch.no_grad()
+def segmentation(network: Any, x: Tensor, y: Tensor, classes: int) -> float:
+    """Mean over `classes` of intersection over union, each over all pixels of y (images, h, w). Pixels of
+    further classes are left out, and classes that come up nowhere. The network's scores are enlarged
+    bilinearly."""
+    both, either = torch.zeros(2, classes, dtype=torch.float64)
+    for some, truth in zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True):
+        scores = network(some).view(len(some), *network.grid, classes).movedim(-1, 1)
+        guess = resize(scores, truth.shape[-2:]).argmax(1)
+        kept = truth < classes
+        guess, truth = guess[kept], truth[kept]
+        right = guess[guess == truth].bincount(minlength=classes)
+        both += right
+        either += guess.bincount(minlength=classes) + truth.bincount(minlength=classes) - right
+    there = either > 0
+    return (both[there] / either[there]).mean().item()
+
+
+def few_shot(
+    maps: Tensor, y: Tensor, seen: int, segment: Callable[..., Tensor], generator: torch.Generator
+) -> dict[str, float]:
+    """miou@k: of the classes of y (images, h, w) from `seen` on, mean intersection over union when k labelled
+    images are known, each over all pixels of 100 tasks.
+
+    A task is a class, and images that show it on at least 1 % of their pixels, all drawn at random: those
+    known and one to segment, by `segment(features, masks, query)` of feature maps (images, d, h, w). Raises
+    InputError if fewer than 6 images show a class.
+    """
+    shown = {}
+    for k in range(seen, int(y.max()) + 1):
+        shown[k] = ((y == k).flatten(1).double().mean(1) >= LEAST).nonzero().flatten()
+        if len(shown[k]) <= max(SHOTS):
+            raise InputError(
+                f"{len(shown[k])} test images show class {k}, which training never sees, on at least 1 % of"
+                f" their pixels; {max(SHOTS) + 1} are needed."
+            )
+    chosen = torch.randint(seen, int(y.max()) + 1, (EPISODES,), generator=generator)
+    rows = torch.stack(
+        [
+            shown[k][torch.randperm(len(shown[k]), generator=generator)[: max(SHOTS) + 1]]
+            for k in chosen.tolist()
+        ]
+    )
+    truth = y[rows] == chosen[:, None, None, None]
+    found = {}
+    for shots in SHOTS:
+        guess = segment(maps[rows[:, :shots]], truth[:, :shots].long(), maps[rows[:, -1]]) > 0.5
+        both, either = (guess & truth[:, -1]).flatten(1).sum(1), (guess | truth[:, -1]).flatten(1).sum(1)
+        each = [both[chosen == k].sum() / either[chosen == k].sum() for k in chosen.unique()]
+        found[f"miou@{shots}"] = torch.stack(each).mean().item()
+    return found
+
+
+def resize(scores: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Maps (images, classes, h, w) enlarged to `size`."""
+    return torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ class Network(nn.Module):
 
     `forward(x)` gives the scores that losses and calibrators take: (batch, classes), or (batch, 1) for
     regression. `embed(x)` gives the pooled features. With `per_token` nothing is pooled: every position of
-    the feature map (batch, tokens, dim) is a row of its own, (batch * tokens, ...).
+    the feature map, (batch, tokens, dim) or (batch, dim, *grid), is a row of its own, (batch * tokens, ...).
     """
 
     def __init__(
@@ -68,9 +68,10 @@ class Network(nn.Module):
         normalizer: nn.Module | None,
         head_takes_target: bool,
         per_token: bool = False,
+        grid: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        self.per_token = per_token
+        self.per_token, self.grid = per_token, grid
         self.backbone = backbone
         self.head = head
         self.normalizer = normalizer
@@ -88,12 +89,22 @@ class Network(nn.Module):
 
     def hidden(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The backbone's last feature map, and the pooled features; of the rows in the mask `keep`."""
-        features = self.backbone.forward_features(x)  # type: ignore[operator]
+        features = self.maps(x)
         if not self.per_token:
             return features, self.backbone.pool(features)  # type: ignore[operator]
-        rows = features.flatten(0, 1)
+        rows = (features.flatten(2).transpose(1, 2) if self.grid else features).flatten(0, 1)
         rows = rows if keep is None else rows[keep]
         return rows, rows
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The backbone's last feature map."""
+        return self.backbone.forward_features(x)  # type: ignore[operator]
+
+    def labels(self, y: Tensor) -> Tensor:
+        """(batch, tokens) labels of the rows of each example, with `per_token`; of pixels the nearest."""
+        if not self.grid:
+            return y
+        return nn.functional.interpolate(y[:, None].double(), size=self.grid).long().flatten(1)
 
     def embed(self, x: Tensor) -> Tensor:
         """Pooled features (batch, out_features)."""
@@ -118,6 +129,22 @@ class _Wrapped(nn.Module):
 
     def pool(self, features: Tensor) -> Tensor:
         return features.flatten(1)
+
+
+class Suppression(nn.Module):
+    """A recipe's `calibrate` on boxes (batch, n, 5) of corners and a score: the scores (batch, n) it leaves.
+    Boxes of different images do not meet."""
+
+    def __init__(self, rules: list[nn.Module]) -> None:
+        super().__init__()
+        self.rules = nn.ModuleList(rules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        corners, scores = x[..., :4].flatten(0, 1), x[..., 4].flatten()
+        image = torch.arange(len(x), device=x.device).repeat_interleave(x.shape[1])
+        for rule in self.rules:
+            scores = rule.transform(corners, scores, image)  # type: ignore[operator]
+        return scores.view(x.shape[:2])
 
 
 def locate(path: str, what: str) -> Any:
@@ -197,12 +224,28 @@ def _check_reads(spec: PartSpec, shape: Shape) -> None:
         raise InputError(f"model={spec} reads tokens, and the data hold none.")
 
 
-def build_network(recipe: Recipe, shape: Shape) -> Network:
+def build_suppression(recipe: Recipe, shape: Shape) -> Suppression:
+    """What takes the place of a network for boxes: the recipe's `calibrate`. Raises InputError for others."""
+    rules = []
+    for spec in recipe.calibrate:
+        card = catalog.get("calibrate", spec.name)
+        if "boxes" not in card.tasks:
+            raise InputError(f"calibrate={spec} is for {' or '.join(sorted(card.tasks))}, not for boxes.")
+        rules.append(catalog.create("calibrate", spec.name, **spec.kwargs))
+    return Suppression(rules)
+
+
+def build_network(recipe: Recipe, shape: Shape) -> Any:
     """The network of `recipe` for data of `shape`, initialised from the global seed."""
+    _check_trained(recipe, shape)
+    if shape.task == "boxes":
+        return build_suppression(recipe, shape)
     _check_reads(recipe.model, shape)
     for slot, room in (("model", "models"), ("head", "heads")):
         spec = getattr(recipe, slot)
-        able = (TASKS[shape.task].network,) if room == "heads" or shape.task != "sequence" else ("sequence",)
+        able = (
+            ("sequence",) if room == "models" and shape.task == "sequence" else (TASKS[shape.task].network,)
+        )
         if ":" not in spec.name and not catalog.get(room, spec.name).tasks.intersection(able):
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
     backbone = build_backbone(recipe, shape)
@@ -220,4 +263,32 @@ def build_network(recipe: Recipe, shape: Shape) -> Network:
         )
     known = {**shape.context(), **recipe.softmax.kwargs}
     normalizer = None if plain else catalog.create("softmax", softmax.name, **known)
-    return Network(backbone, head, normalizer, "target" in card.needs, per_token=shape.task == "sequence")
+    grid = _grid(recipe, backbone, shape) if shape.task == "segmentation" else ()
+    per_token = shape.task in ("sequence", "segmentation")
+    return Network(backbone, head, normalizer, "target" in card.needs, per_token, grid)
+
+
+def _check_trained(recipe: Recipe, shape: Shape) -> None:
+    """Raise InputError for a choice of what trains, or is trained, where nothing is."""
+    if TASKS[shape.task].trains:
+        return
+    idle = ["head", "softmax", "loss", "regularize", "optimizer", "algorithm"]
+    if shape.task == "boxes":
+        idle += ["model", "attention", "layers"]
+    for slot in idle:
+        if getattr(recipe, slot) != Recipe.model_fields[slot].default:
+            raise InputError(
+                f"{slot}= has no effect: data={recipe.data} is a {shape.task} task, which trains nothing."
+            )
+
+
+def _grid(recipe: Recipe, backbone: nn.Module, shape: Shape) -> tuple[int, ...]:
+    """Height and width of the backbone's feature map. Raises InputError if it has none."""
+    with torch.no_grad():
+        features = backbone.forward_features(torch.zeros(1, *shape.input_shape))  # type: ignore[operator]
+    if features.ndim != 4:
+        raise InputError(
+            f"model={recipe.model} has no map of features over the image, which a segmentation task needs;"
+            " use model=cnn."
+        )
+    return tuple(features.shape[2:])

@@ -62,8 +62,9 @@ class Objective(nn.Module):
     def forward(self, network: Network, batch: Batch) -> Tensor:
         target, ids, keep = batch.y, batch.ids, None
         if network.per_token:
-            length = batch.y.shape[1]
-            target = batch.y.flatten()
+            labels = network.labels(batch.y)
+            length = labels.shape[1]
+            target = labels.flatten()
             ids = (length * batch.ids[:, None] + torch.arange(length, device=ids.device)).flatten()
             if not self._of_sequences:
                 keep = target != IGNORE
@@ -102,6 +103,8 @@ class _OwnLoss(nn.Module):
 
 def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective:
     """The objective of `recipe`. Raises InputError for a loss that cannot take this task."""
+    if not TASKS[shape.task].trains:
+        return Objective([])
     owners = {"head": network.head, "softmax": network.normalizer}
     owner = next((slot for slot, module in owners.items() if hasattr(module, "loss")), None)
     if TASKS[shape.task].like == "bags":

@@ -55,7 +55,7 @@ class Predictor:
         network.eval()
         calibrators: list[Any] = []
         x_val, y_val = prepared.val
-        if recipe.calibrate:
+        if recipe.calibrate and prepared.shape.task != "boxes":
             scores = forward(network, x_val)
             for spec in recipe.calibrate:
                 calibrator = build_calibrator(spec, prepared.shape)
@@ -63,7 +63,7 @@ class Predictor:
                 calibrators.append(calibrator.fit(scores, y_val, **seen))
                 scores = _log(calibrator.transform(scores, **seen))
         detector = None
-        if TASKS[prepared.shape.task].classes:
+        if TASKS[prepared.shape.task].detects:
             detector = build_detector(recipe.detect, prepared.shape)
             view = _detector_view(catalog.get("detect", recipe.detect.name).needs, network)
             labels = None if prepared.shape.task == "bags" else prepared.train[1]
@@ -103,6 +103,16 @@ class Predictor:
         with threads(self.recipe.threads):
             return forward(self.network.embed, x)
 
+    def feature_maps(self, x: Tensor) -> Tensor:
+        """The backbone's last feature maps of preprocessed inputs."""
+        with threads(self.recipe.threads):
+            return forward(self.network.maps, x)
+
+    @property
+    def adapter(self) -> Any:
+        """The recipe's `adapt`."""
+        return build_adapter(self.recipe, self.shape)
+
     def abnormality(self, x: Tensor) -> Tensor:
         """The detector's score (batch,) of preprocessed inputs: higher is more abnormal."""
         view = _detector_view(catalog.get("detect", self.recipe.detect.name).needs, self.network)
@@ -117,12 +127,21 @@ class Predictor:
 
     def predict(self, source: Any) -> Tensor | list[str]:
         """The most probable class's (or best label's) name per row; for regression the predicted value, for
-        retrieval the embedding (rows, features), for sequences the most probable token of each position."""
+        retrieval the embedding (rows, features), for sequences the most probable token of each position, for
+        segmentation the class (rows, h, w) of each pixel, for one class how abnormal a row is, for boxes
+        their new scores."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
         if self.shape.task == "retrieval":
             return self.embeddings(x)
+        if self.shape.task == "oneclass":
+            return self.abnormality(x)
+        if self.shape.task == "boxes":
+            return self.scores(x)
+        if self.shape.task == "segmentation":
+            maps = self.scores(x).view(len(x), *self.network.grid, self.shape.num_classes)
+            return M.resize(maps.movedim(-1, 1), self.shape.input_shape[1:]).argmax(1)
         if self.shape.task == "sequence":
             return self.scores(x).argmax(1).view(x.shape)
         if self.shape.task == "multilabel":
@@ -149,12 +168,14 @@ class Predictor:
         """
         task = TASKS[self.shape.task]
         found, details = task.judge(self, x, y, None if train is None else train[1])
-        if train is None or not x.is_floating_point():  # tokens have no noise to add
+        if train is None:
             return found, details
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        noisy = x + NOISE * torch.randn(x.shape, generator=generator).to(x)
-        found[f"noise_{task.primary}"] = task.judge(self, noisy, y, None)[0][task.primary]
-        if self.detector is not None:
+        under_noise = f"noise_{task.primary}"
+        if under_noise in task.metrics and x.is_floating_point():
+            generator = torch.Generator().manual_seed(self.recipe.seed)
+            noisy = x + NOISE * torch.randn(x.shape, generator=generator).to(x)
+            found[under_noise] = task.judge(self, noisy, y, None)[0][task.primary]
+        if self.detector is not None and "ood_auroc" in task.metrics:
             outside = self.abnormality(data.out_of_distribution(x, train[0], self.recipe.seed))
             inside = self.abnormality(x)
             found["ood_auroc"] = M.auroc(inside, outside)
@@ -219,7 +240,7 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
     with torch.random.fork_rng():
         network = build_network(recipe, shape)
-        calibrators = [build_calibrator(spec, shape) for spec in recipe.calibrate]
+        calibrators = [build_calibrator(s, shape) for s in recipe.calibrate if shape.task != "boxes"]
         detector = None
         if state["detector"] is not None:
             detector = build_detector(recipe.detect, shape)
@@ -252,8 +273,27 @@ def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
     return catalog.create("calibrate", spec.name, **spec.kwargs)
 
 
+def build_adapter(recipe: Recipe, shape: Shape) -> Any:
+    """The recipe's `adapt`. Raises InputError for one that does not segment, or where nothing is to be
+    segmented."""
+    spec = recipe.adapt
+    if shape.task != "segmentation":
+        if spec != Recipe.model_fields["adapt"].default:
+            raise InputError(f"adapt={spec} needs pixels; data={recipe.data} is a {shape.task} task.")
+        return None
+    if "segmentation" not in catalog.get("adapt", spec.name).tasks:
+        able = ", ".join(card.name for card in catalog.cards("adapt") if "segmentation" in card.tasks)
+        raise InputError(f"adapt={spec} does not segment. Use one of {able}.")
+    return catalog.create("adapt", spec.name, **spec.kwargs)
+
+
 def build_detector(spec: PartSpec, shape: Shape) -> Any:
-    """The detector `spec` for data of `shape`. Raises InputError for one that needs labels nobody knows."""
+    """The detector `spec` for data of `shape`. Raises InputError for one that needs labels nobody knows, or
+    scores of classes where there is one."""
+    if shape.task == "oneclass" and "logits" in catalog.get("detect", spec.name).needs:
+        raise InputError(
+            f"detect={spec} reads the scores of classes, and one class has none; use one on features."
+        )
     if shape.task == "bags" and "labels" in catalog.get("detect", spec.name).needs:
         raise InputError(f"detect={spec} needs the label of each row, and bags know only their means.")
     return catalog.create("detect", spec.name, **spec.kwargs)

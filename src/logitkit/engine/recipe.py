@@ -56,7 +56,7 @@ class PartSpec(BaseModel):
         if not match:
             raise InputError(f"cannot read the part {text!r}: write `name` or `name(argument=value, ...)`.")
         args = []
-        for item in split_commas(match["args"] or ""):
+        for item in split_outside(match["args"] or ""):
             key, sep, value = item.partition("=")
             if not sep or not key.strip().isidentifier():
                 raise InputError(f"cannot read {item.strip()!r} in {text!r}: write `argument=value`.")
@@ -86,12 +86,12 @@ def literal(text: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def split_commas(text: str) -> list[str]:
-    """Split at commas that stand outside brackets: `"a,b(c=1,d=2)"` -> `["a", "b(c=1,d=2)"]`."""
+def split_outside(text: str, separator: str = ",") -> list[str]:
+    """Split where the separator stands outside brackets: `"a,b(c=1,d=2)"` -> `["a", "b(c=1,d=2)"]`."""
     items, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "([{") - (c in ")]}")
-        if c == "," and depth == 0:
+        if c == separator and depth == 0:
             items.append(text[start:i])
             start = i + 1
     return [s.strip() for s in (*items, text[start:]) if s.strip()]
@@ -99,7 +99,7 @@ def split_commas(text: str) -> list[str]:
 
 def _parts(value: Any) -> Any:
     if isinstance(value, str):
-        value = split_commas(value)
+        value = [] if value == "none" else split_outside(value, "+")
     return tuple(PartSpec.parse(v) for v in value) if isinstance(value, Iterable) else value
 
 
@@ -116,7 +116,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "model": ("models",), "attention": ("attention",), "layers": ("layers",), "head": ("heads",),
     "softmax": ("softmax",), "loss": OBJECTIVES, "regularize": OBJECTIVES,
     "optimizer": ("train",), "algorithm": ("train",), "calibrate": ("calibrate",),
-    "detect": ("detect",), "votes": ("robust",),
+    "detect": ("detect",), "adapt": ("adapt",), "votes": ("robust",),
 }  # fmt: skip
 # names that are not parts of a room: torch's optimisers, the ordinary training step, "whatever fits"
 BUILT_IN = {
@@ -164,7 +164,7 @@ class Recipe(BaseModel):
     head:         last layer, a part of `heads`.
     softmax:      scores to weights; its log-weights are what the loss sees.
     loss:         objective; "auto" is cross-entropy, mean squared error, or the head's own.
-    regularize:   further objectives added to the loss, each `weight*part`.
+    regularize:   further objectives added to the loss, `weight*part`, several with +; "none" for none.
     algorithm:    who performs the training step; "standard" is forward, backward, update.
     optimizer:    adamw, adam, sgd, or a part of `train`.
     lr, schedule, warmup: step size; `schedule` runs over the budget, `warmup` is its share of it.
@@ -175,8 +175,10 @@ class Recipe(BaseModel):
     precision:    "no" (float32), "bf16" or "fp16" autocast.
     patience:     stop after so many epochs without a better validation score (ties: likelihood) and keep the
                   best weights; None trains to the end and keeps the last.
-    calibrate:    post-hoc chain, fitted on the validation split.
+    calibrate:    post-hoc calibrators, fitted on the validation split; a chain with + between; "none".
     detect:       out-of-distribution detector, fitted on the training split.
+    adapt:        what segments classes that training never saw from a few images, a part of `adapt`; for
+                  segmentation.
     votes:        what makes labels of a crowd's votes: a part of `robust`, fitted on the training votes.
     seed:         initialisation and batch order; `split_seed` the data split (None: the same number).
     threads:      CPU threads. Part of the recipe because sums split over threads round differently.
@@ -207,6 +209,7 @@ class Recipe(BaseModel):
     patience: int | None = Field(None, ge=1)
     calibrate: Parts = ()
     detect: Part = PartSpec(name="msp")
+    adapt: Part = PartSpec(name="prototype")
     votes: Part = PartSpec(name="majority")
     seed: int = Field(0, ge=0)
     split_seed: int | None = Field(None, ge=0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logitkit.data import Dataset, Preprocessor
+from logitkit.data.base import seeded
 from logitkit.engine import metrics as M
 from logitkit.engine.inference import forward
 from logitkit.errors import InputError, nearest
@@ -28,13 +29,18 @@ class Task(Protocol):
     like:     the task that parts must be able to do: an ordinal task takes the parts of classification.
     network:  the same of models, heads and normalisers, which see rows and not what is known of them.
     classes:  whether a model of it gives class probabilities, and so can be calibrated.
+    detects:  whether the recipe's detector is fitted.
+    trains:   whether a network learns from labels.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
-    loss:     what `loss=auto` stands for; `compared` what a comparison without a choice compares.
+    loss:     what `loss=auto` stands for; `compared` what a comparison without a choice compares, as a user
+              writes it.
     """
 
     like: ClassVar[str]
     network: ClassVar[str]
     classes: ClassVar[bool]
+    detects: ClassVar[bool]
+    trains: ClassVar[bool]
     metrics: ClassVar[Mapping[str, bool]]
     primary: ClassVar[str]
     loss: ClassVar[str]
@@ -68,6 +74,8 @@ class Classification:
     like: ClassVar[str] = "classification"
     network: ClassVar[str] = "classification"
     classes: ClassVar[bool] = True
+    detects: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
 
     metrics: ClassVar[Mapping[str, bool]] = {
         "accuracy": True, "balanced_accuracy": True, "nll": False, "ece": False, "ood_auroc": True,
@@ -75,7 +83,7 @@ class Classification:
     }  # fmt: skip
     primary: ClassVar[str] = "accuracy"
     loss: ClassVar[str] = "cross_entropy"
-    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr,aldr,z_loss"
+    compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr,aldr,z_loss"
 
     def outputs(self, dataset: Dataset) -> int:
         return dataset.num_classes
@@ -103,11 +111,13 @@ class Regression:
     like: ClassVar[str] = "regression"
     network: ClassVar[str] = "regression"
     classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
 
     metrics: ClassVar[Mapping[str, bool]] = {"rmse": False, "mae": False, "r2": True, "noise_rmse": False}
     primary: ClassVar[str] = "rmse"
     loss: ClassVar[str] = "mse"
-    compared: ClassVar[str] = "mse,huber"
+    compared: ClassVar[str] = "loss=mse,huber"
 
     def outputs(self, dataset: Dataset) -> int:
         return 1
@@ -133,6 +143,7 @@ class MultiLabel(Classification):
     like: ClassVar[str] = "multilabel"
     network: ClassVar[str] = "multilabel"
     classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
 
     metrics: ClassVar[Mapping[str, bool]] = {
         "p@1": True, "p@3": True, "p@5": True, "ndcg@5": True, "psp@1": True, "psp@5": True,
@@ -140,7 +151,7 @@ class MultiLabel(Classification):
     }  # fmt: skip
     primary: ClassVar[str] = "p@1"
     loss: ClassVar[str] = "binary_cross_entropy"
-    compared: ClassVar[str] = "binary_cross_entropy,decoupled_softmax"
+    compared: ClassVar[str] = "loss=binary_cross_entropy,decoupled_softmax"
 
     def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         precision = M.multilabel(forward(network, x), target)["p@1"]
@@ -158,7 +169,7 @@ class Ordinal(Classification):
         "noise_mae": False,
     }  # fmt: skip
     primary: ClassVar[str] = "mae"
-    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
+    compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
     def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         found = M.ordinal(forward(network, x).softmax(1), target)
@@ -173,7 +184,7 @@ class Bags(Classification):
 
     like: ClassVar[str] = "bags"
     loss: ClassVar[str] = "aggregate(base=ce)"
-    compared: ClassVar[str] = "aggregate(base=ce, rho=0),aggregate(base=ce),aggregate(base=ce, rho=1)"
+    compared: ClassVar[str] = "loss=aggregate(base=ce, rho=0),aggregate(base=ce),aggregate(base=ce, rho=1)"
 
     def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         bags, means = in_bags(target, prepared.shape.bag)
@@ -191,11 +202,12 @@ class Retrieval(Classification):
     cosine of embeddings."""
 
     classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, bool]] = {
         "map": True, "r@1": True, "r@10": True, "hubness": False, "noise_map": True,
     }  # fmt: skip
     primary: ClassVar[str] = "map"
-    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
+    compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
     def outputs(self, dataset: Dataset) -> int:
         return int(dataset.y.max()) + 1  # the classes seen in training come first
@@ -213,9 +225,10 @@ class SequenceTask(Classification):
     of classification; positions labelled `IGNORE` are left out."""
 
     classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, bool]] = {"bits": False, "accuracy": True, "perplexity": False}
     primary: ClassVar[str] = "bits"
-    compared: ClassVar[str] = "cross_entropy,focal,comp_sum(tau=1.7),ldr"
+    compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
     def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
         found = M.tokens(network, x, target)
@@ -223,6 +236,76 @@ class SequenceTask(Classification):
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
         return M.tokens(predictor.network, x, y), {}
+
+
+class OneClass(Classification):
+    """One class, of which alone the training and validation rows are. Nothing is trained but the recipe's
+    detector, on the features of the model as it is. Rows of other classes come up in the test only."""
+
+    classes: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, bool]] = {"auroc": True, "eer": False, "fpr95": False, "noise_auroc": True}
+    primary: ClassVar[str] = "auroc"
+    compared: ClassVar[str] = "detect=mahalanobis,hyp_oc"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return 1
+
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
+        return {"val_score": 0.0}  # without rows of other classes no model is better than another
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        score = predictor.abnormality(x)
+        return M.one_class(score[y == 0], score[y == 1]), {}
+
+
+class Segmentation(Classification):
+    """The class of every pixel. Classes that training never saw are segmented from a few labelled images, by
+    the recipe's `adapt` on the features of the trained network. A position of the feature map is a row to the
+    parts of classification."""
+
+    classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, bool]] = {"miou@1": True, "miou@5": True, "miou": True}
+    primary: ClassVar[str] = "miou@1"
+    compared: ClassVar[str] = "adapt=prototype,repri"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return int(dataset.y.max()) + 1  # the classes seen in training come first
+
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
+        miou = M.segmentation(network, x, target, prepared.shape.num_classes)
+        return {"val_score": miou, "val_miou": miou}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        seen = predictor.shape.num_classes
+        found = {"miou": M.segmentation(predictor.network, x, y, seen)}
+        generator = seeded("tasks", predictor.recipe.seed)
+        novel = M.few_shot(predictor.feature_maps(x), y, seen, predictor.adapter.segment, generator)
+        return {**novel, **found}, {}
+
+
+class Boxes(Classification):
+    """Boxes that a detector found, several for an object. There is nothing to train: the recipe's `calibrate`
+    makes of their scores those that are judged."""
+
+    like: ClassVar[str] = "boxes"
+    classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, bool]] = {"ap": True, "ap50": True, "ap75": True}
+    primary: ClassVar[str] = "ap"
+    compared: ClassVar[str] = "calibrate=soft_nms(method=hard),soft_nms(method=linear),soft_nms"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return dataset.x.shape[1]  # type: ignore[union-attr]
+
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
+        ap = M.boxes(x[..., :4], forward(network, x), target)["ap"]
+        return {"val_score": ap, "val_ap": ap}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.boxes(x[..., :4], predictor.scores(x), y), {}
 
 
 TASKS: dict[str, Task] = {
@@ -234,6 +317,9 @@ TASKS: dict[str, Task] = {
     "regression": Regression(),
     "multilabel": MultiLabel(),
     "sequence": SequenceTask(),
+    "oneclass": OneClass(),
+    "segmentation": Segmentation(),
+    "boxes": Boxes(),
 }
 
 

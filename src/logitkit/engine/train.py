@@ -152,6 +152,8 @@ class Trainer:
         self._checkpoint, self._every, self._on_epoch = checkpoint, checkpoint_every, on_epoch
         self._epoch_steps = max(1, math.ceil(len(self._y) / recipe.batch_size))
         self._total = recipe.steps or self._epoch_steps * recipe.epochs
+        if not TASKS[data.shape.task].trains:
+            self._total = 0
 
     def run(self) -> Network:
         """Train to the end of the budget, from the checkpoint if there is one. Raises `Diverged`."""
@@ -176,7 +178,7 @@ class Trainer:
                 order = self._order(progress.step // self._epoch_steps)
             if self._checkpoint is not None and progress.step % self._every == 0:
                 save_state(self._checkpoint, self._state())
-        if progress.step % self._epoch_steps:
+        if progress.step % self._epoch_steps or not progress.curve:
             self._end_of_epoch()
         if progress.best_state is not None and recipe.patience is not None:
             self.network.load_state_dict(progress.best_state)
@@ -230,6 +232,8 @@ class Trainer:
 
     def _share(self, started: float) -> float:
         """How much of the budget is used, from 0 to 1."""
+        if self._total == 0:
+            return 1.0
         if self.recipe.seconds is not None:
             return (time.perf_counter() - started) / self.recipe.seconds
         return self.progress.step / self._total

@@ -24,12 +24,13 @@ class CNN(Backbone):
 
     Equation: h_i = down(relu(norm(W_i * h_{i-1}))) with widths (c, 2c, 4c), c = `width`; features = the mean
     of h_3 over positions. `down` halves the map by 2x2 max pooling while more than 4 pixels are left on the
-    shorter side.
+    shorter side, at most `pools` times.
 
     Shapes: x (batch, channels, height, width) -> feature map (batch, 4c, h, w), pooled to (batch, 4c),
     unitless and at least 0.
 
-    Defaults: c = 32, that is 128 features; torch's initialisation of `nn.Conv2d`; groups of 8 channels.
+    Defaults: c = 32, that is 128 features; torch's initialisation of `nn.Conv2d`; groups of 8 channels. All
+    three layers may halve the map; pools=1 keeps it fine, for segmentation.
     Group rather than batch normalisation, so that a row's output does not depend on the rest of its batch.
 
     Raises: ValueError for an `input_shape` that is not (channels, height, width), a width that is not a
@@ -41,7 +42,7 @@ class CNN(Backbone):
     Not for: photographs beyond 64x64 pixels, which deserve a pretrained network and its embeddings.
     """
 
-    def __init__(self, input_shape: Sequence[int], width: int = 32) -> None:
+    def __init__(self, input_shape: Sequence[int], width: int = 32, pools: int = 3) -> None:
         super().__init__(input_shape)
         if len(self.input_shape) != 3:
             raise ValueError(
@@ -50,6 +51,8 @@ class CNN(Backbone):
             )
         if not (isinstance(width, int) and width > 0 and width % 8 == 0):
             raise ValueError(f"width must be a positive multiple of 8, got {width!r}.")
+        if pools not in range(4):
+            raise ValueError(f"pools must be 0 to 3, got {pools!r}.")
         channels, height, wide = self.input_shape
         side = min(height, wide)
         layers: list[nn.Module] = []
@@ -59,9 +62,9 @@ class CNN(Backbone):
                 nn.GroupNorm(out // 8, out),
                 nn.ReLU(),
             ]
-            if side > 4:
+            if side > 4 and pools > 0:
                 layers.append(nn.MaxPool2d(2))
-                side //= 2
+                side, pools = side // 2, pools - 1
             channels = out
         self.layers = nn.Sequential(*layers)
         self.out_features = channels

@@ -16,15 +16,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from logitkit.calibrate import batched_soft_nms
 from logitkit.claims.base import Check, Trial, claim, difference
 from logitkit.data.base import seeded
-from logitkit.ops import average_precision, box_iou
+from logitkit.data.generators.detections import detected
+from logitkit.ops import average_precision
 
-MOST, SEEN, ALARMS, CANVAS = 15, 5, 5, 1000.0
 HARD = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
@@ -46,7 +43,7 @@ def soft_nms(trial: Trial) -> list[Check]:
     }
     arms: dict[str, list[float]] = {name: [] for name in rules}
     for seed in trial.seeds:
-        truth, labels, boxes, scores = scenes(trial.few(500, 20), seed)
+        truth, labels, boxes, scores = detected(seeded("soft_nms", seed), trial.few(500, 20))
         for name, rule in rules.items():
             left = batched_soft_nms(boxes, scores, **rule)
             arms[name].append(100 * average_precision(boxes, left, truth, truth_classes=labels))
@@ -62,38 +59,3 @@ def soft_nms(trial: Trial) -> list[Check]:
         difference(f"{unit} gaussian minus the best hard threshold, {best[5:]}", ">=", -1.5,
                    gaussian=arms["gaussian"], best=sweep[best], **sweep),
     ]  # fmt: skip
-
-
-def scenes(images: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Objects (images, MOST, 4) and their class, -1 where there is none; detections and their scores."""
-    g = seeded("soft_nms", seed)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=g, dtype=torch.float64)
-
-    def placed(n: int) -> Tensor:
-        side = uniform(60, 160, images, n, 2)
-        corner = uniform(0, 1, images, n, 2) * (CANVAS - side)
-        return torch.cat([corner, corner + side], dim=2)
-
-    truth = placed(MOST)
-    beside = uniform(0, 1, images, MOST) < 0.4
-    overlap, axis = uniform(0.3, 0.7, images, MOST), torch.randint(2, (images, MOST), generator=g)
-    row = torch.arange(images)
-    for k in range(1, MOST):
-        other = truth[row, torch.randint(k, (images,), generator=g)]
-        side = (other[:, 2:] - other[:, :2]).gather(1, axis[:, k : k + 1])
-        move = (1 - overlap[:, k]) / (1 + overlap[:, k]) * side[:, 0]
-        shift = torch.nn.functional.one_hot(axis[:, k], 2).repeat(1, 2) * move[:, None]
-        truth[:, k] = torch.where(beside[:, k, None], other + shift, truth[:, k])
-    count = torch.randint(5, MOST + 1, (images, 1), generator=g)
-    labels = torch.where(torch.arange(MOST) < count, 0, -1)
-    side = (truth[..., 2:] - truth[..., :2]).repeat(1, 1, 2)[:, :, None]
-    jitter = 0.05 * side * torch.randn(images, MOST, SEEN, 4, generator=g, dtype=torch.float64)
-    boxes = truth[:, :, None] + jitter
-    match = box_iou(boxes, truth[:, :, None])[..., 0]
-    noise = 0.05 * torch.randn(match.shape, generator=g, dtype=torch.float64)
-    scores = (uniform(0.4, 1.0, images, MOST, 1) * match + noise).clamp(0.01, 1)
-    scores = torch.where((labels == 0)[..., None], scores, 0.0)
-    found = torch.cat([boxes.flatten(1, 2), placed(ALARMS)], dim=1)
-    return truth, labels, found, torch.cat([scores.flatten(1), uniform(0.05, 0.5, images, ALARMS)], dim=1)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import get_type_hints
 
 from logitkit.data.base import Dataset, seeded
+from logitkit.data.generators.detections import detections
 from logitkit.data.generators.glyphs import glyphs
 from logitkit.data.generators.labelling import crowd, ratings
 from logitkit.data.generators.marks import marks
@@ -36,6 +37,7 @@ GENERATORS: dict[str, Callable[..., Dataset]] = {
         shapes,
         attributes,
         scenes,
+        detections,
         glyphs,
         textures,
         marks,
@@ -54,6 +56,7 @@ __all__ = [
     "attributes",
     "bimodal",
     "crowd",
+    "detections",
     "extreme",
     "friedman",
     "generate",
