@@ -13,12 +13,33 @@ from logitkit.layers.layer_norm import (
     invariance_table,
     layer_norm,
 )
+from logitkit.layers.orthogonal_conv import (
+    OrthogonalConv2d,
+    conv_matrix,
+    conv_singular_values,
+    isometry_report,
+    orthogonal_conv_exists,
+    orthogonal_conv_loss,
+    orthogonal_kernel,
+    orthogonality,
+)
 from logitkit.layers.raft_mlp import MultiScaleEmbed, RaftBlock, RaftTokenMixer
+from logitkit.layers.snnk import (
+    URFSNNK,
+    FullyBundled,
+    ReLUSNNK,
+    SNNKAdapter,
+    bundle,
+    exp_features,
+    relu_features,
+)
 from logitkit.layers.spartan import SpartanBlock, SpatialMixer, WaveMixer, wave_product
 
 __all__ = [
     "GRKAN",
+    "URFSNNK",
     "ActivatorBlock",
+    "FullyBundled",
     "GatingUnit",
     "GroupRational",
     "LayerNorm",
@@ -29,15 +50,28 @@ __all__ = [
     "LayerNormRNN",
     "LayerNormRNNCell",
     "MultiScaleEmbed",
+    "OrthogonalConv2d",
     "RaftBlock",
     "RaftTokenMixer",
+    "ReLUSNNK",
+    "SNNKAdapter",
     "SpartanBlock",
     "SpatialMixer",
     "WaveMixer",
+    "bundle",
+    "conv_matrix",
+    "conv_singular_values",
     "convert_mlp",
+    "exp_features",
     "fit_rational",
     "group_rational",
     "invariance_table",
+    "isometry_report",
     "layer_norm",
+    "orthogonal_conv_exists",
+    "orthogonal_conv_loss",
+    "orthogonal_kernel",
+    "orthogonality",
+    "relu_features",
     "wave_product",
 ]

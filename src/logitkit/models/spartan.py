@@ -35,8 +35,8 @@ class SpaRTAN(Backbone):
 
     Defaults: two stages of two blocks with dims 24 and 48 and expansions 4 and 2, for small images; the
     authors have four of 3, 3, 12 and 2 with dims from 32 to 256 and expansions 4, 4, 2, 2. The map is halved
-    only while more than 4 pixels are left on the shorter side. `drop_path` is the rate of stochastic depth at the
-    last block, from 0 at the first. Convolutions start at N(0, 2 / fan_out), biases at 0.
+    only while more than 4 pixels are left on the shorter side. `drop_path` is the rate of stochastic depth at
+    the last block, from 0 at the first. Convolutions start at N(0, 2 / fan_out), biases at 0.
 
     Raises: ValueError for an `input_shape` that is not (channels, height, width), other than one depth and
     expansion per stage, dims that 8 does not divide, an input of another shape or dtype, an empty batch or
