@@ -2,15 +2,20 @@
 `nn.MultiheadAttention(batch_first=True)`."""
 
 from logitkit.attention.base import Cache, MultiheadAttention
+from logitkit.attention.convit import GatedPositionalAttention, positional_attention
 from logitkit.attention.cswin import CrossShapedAttention, window_attention, window_lepe
+from logitkit.attention.dsf import DSF, NormAttention, norm_attention, taylor_attention
 from logitkit.attention.inline import InlineAttention, inline_attention
 from logitkit.attention.linear import LinearAttention, linear_attention
 from logitkit.attention.power import Piece, PowerAttention, power_attention, to_polynomial
+from logitkit.attention.qlstm import QLSTM
 from logitkit.attention.rala import RankAugmentedAttention, rank_augmented_attention, rank_report
 from logitkit.attention.selective import SelectiveAttention, SelectiveTemperature
 from logitkit.attention.sigmoid import SigmoidAttention, sigmoid_attention
+from logitkit.attention.soft import SoftmaxFreeAttention, gaussian, newton_pinv, softmax_free_attention
 from logitkit.attention.softmax import SoftmaxAttention, softmax_attention
 from logitkit.attention.softplus import SoftplusAttention, reweight, softplus_attention
+from logitkit.attention.subsampled import SelfEnsemble, SubsampledAttention, random_windows, set_dense
 
 FUNCTIONS = {
     "linear": linear_attention,
@@ -22,29 +27,44 @@ FUNCTIONS = {
 """Part -> its function of (query, key, value), for the parts that have nothing to learn of their own."""
 
 __all__ = [
+    "DSF",
     "FUNCTIONS",
+    "QLSTM",
     "Cache",
     "CrossShapedAttention",
+    "GatedPositionalAttention",
     "InlineAttention",
     "LinearAttention",
     "MultiheadAttention",
+    "NormAttention",
     "Piece",
     "PowerAttention",
     "RankAugmentedAttention",
     "SelectiveAttention",
     "SelectiveTemperature",
+    "SelfEnsemble",
     "SigmoidAttention",
     "SoftmaxAttention",
+    "SoftmaxFreeAttention",
     "SoftplusAttention",
+    "SubsampledAttention",
+    "gaussian",
     "inline_attention",
     "linear_attention",
+    "newton_pinv",
+    "norm_attention",
+    "positional_attention",
     "power_attention",
+    "random_windows",
     "rank_augmented_attention",
     "rank_report",
     "reweight",
+    "set_dense",
     "sigmoid_attention",
     "softmax_attention",
+    "softmax_free_attention",
     "softplus_attention",
+    "taylor_attention",
     "to_polynomial",
     "window_attention",
     "window_lepe",

@@ -1,0 +1,183 @@
+"""Stochastically subsampled self-attention: training on random parts of the keys, and self-ensembles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from logitkit.attention.base import MultiheadAttention, repeat_heads
+from logitkit.attention.power import power_attention
+from logitkit.attention.sigmoid import sigmoid_attention
+from logitkit.attention.softmax import softmax_attention
+from logitkit.attention.softplus import softplus_attention
+from logitkit.registry import Choice, Whole, part
+
+Mode = Literal["unlocal", "local"]
+OF: dict[str, Callable[..., Tensor]] = {
+    "power": power_attention, "sigmoid": sigmoid_attention, "softmax": softmax_attention,
+    "softplus": softplus_attention,
+}  # fmt: skip
+
+
+def random_windows(
+    tokens: int, windows: int, mode: Mode = "unlocal", jitter: float | None = None, device: Any = None
+) -> Int[Tensor, "windows size"]:
+    """Every token in one of so many windows of equal size, drawn at random; -1 fills the last.
+
+    unlocal: a uniform permutation, cut. local: token i goes by i + u, u uniform in [-jitter, jitter], so that
+    a window holds neighbours mostly; jitter is a window's size by default.
+    """
+    size = math.ceil(tokens / windows)
+    if mode == "unlocal":
+        order = torch.randperm(tokens, device=device)
+    else:
+        moved = (2 * torch.rand(tokens, device=device) - 1) * (size if jitter is None else jitter)
+        order = (torch.arange(tokens, device=device) + moved).argsort()
+    return F.pad(order, (0, size * windows - tokens), value=-1).view(windows, size)
+
+
+def within_windows(
+    mix: Callable[..., Tensor],
+    windows: Int[Tensor, "windows size"],
+    query: Float[Tensor, "batch heads tokens dim"],
+    key: Float[Tensor, "batch heads tokens dim"],
+    value: Float[Tensor, "batch heads tokens out"],
+    attn_mask: Bool[Tensor, "*any tokens"] | Float[Tensor, "*any tokens"] | None = None,
+    is_causal: bool = False,
+) -> Float[Tensor, "batch heads tokens out"]:
+    """mix(query, key, value, attn_mask=...) within each window, with the masks of the tokens' own order."""
+    at = windows.clamp(min=0)
+    seen = (windows >= 0)[:, None, :]
+    if is_causal:
+        seen = seen & (windows[:, None, :] <= windows[:, :, None])
+    mask = seen.unsqueeze(1)  # (windows, 1, size or 1, size)
+    if attn_mask is not None:
+        queries, keys = query.shape[-2], key.shape[-2]
+        wide = attn_mask[(None,) * (4 - attn_mask.ndim)].expand(-1, -1, queries, keys)
+        own = wide[:, :, at[:, :, None], at[:, None, :]].transpose(1, 2)
+        mask = own & mask if own.dtype == torch.bool else own.masked_fill(~mask, -torch.inf)
+    parts = [x[:, :, at].transpose(1, 2) for x in (query, key, value)]
+    mixed = mix(*parts, attn_mask=mask).transpose(1, 2).flatten(2, 3)
+    place = torch.empty(query.shape[-2] + 1, dtype=torch.long, device=query.device)
+    place[windows.flatten()] = torch.arange(windows.numel(), device=query.device)  # -1 writes to the last
+    return mixed[:, :, place[:-1]]
+
+
+@part(
+    "subsampled",
+    "attention",
+    number=214,
+    title="The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles",
+    paper="arXiv:2306.01705",
+    replaces="softmax",
+    aliases=("ssa",),
+    tasks=("sequence", "classification"),
+    search_space={"windows": Whole(2, 8), "mode": Choice("unlocal", "local")},
+)
+class SubsampledAttention(MultiheadAttention):
+    """Subsampled attention: a training step sees a random part of the keys, at a fraction of the cost and as
+    a regulariser; the trained model is dense, or an ensemble of itself.
+
+    Equation: while training, the n tokens are permuted at random, cut into `windows` of size w = n / windows,
+    and out_i = sum_{j in window(i)} a_ij v_j, a_i the weights of `of` over the window. The permutation is
+    new at every call, and the same for all sequences of the batch. In evaluation all keys are seen.
+
+    Shapes: x (batch, tokens, embed_dim) -> same, and the weights (batch, tokens, tokens), 0 outside the
+    window, or None. Where windows does not divide n the last one is smaller.
+
+    Defaults: 4 windows; mode "unlocal", a uniform permutation. "local" sorts tokens by their position plus
+    uniform noise of up to `jitter`, by default a window's size: windows then hold neighbours mostly. `dense`
+    on the module: None follows training and evaluation, True or False is always, or never, dense; `set_dense`
+    sets it in a whole model. The paper ends training with some dense steps. `SelfEnsemble` averages passes.
+
+    Raises: ValueError for sizes that do not fit, an unknown mode or `of`, fewer than 1 window, other dtypes
+    than floats, an empty batch or NaN.
+
+    Source: Hussain, Zaki, Subramanian, KDD 2023, arXiv:2306.01705, SSA and its local variant.
+
+    Not for: a class token, which every window would have to hold; dropout of the weights on top.
+    """
+
+    takes = MultiheadAttention.takes - {"cross"}
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        *,
+        num_kv_heads: int | None = None,
+        rope: bool = False,
+        qk_norm: bool = False,
+        windows: int = 4,
+        mode: Mode = "unlocal",
+        jitter: float | None = None,
+        of: str = "softmax",
+    ) -> None:
+        super().__init__(
+            embed_dim, num_heads, dropout, bias, num_kv_heads=num_kv_heads, rope=rope, qk_norm=qk_norm
+        )
+        if windows < 1:
+            raise ValueError(f"windows must be at least 1, got {windows}.")
+        if mode not in ("unlocal", "local"):
+            raise ValueError(f"mode must be 'unlocal' or 'local', got {mode!r}.")
+        if jitter is not None and not jitter >= 0:
+            raise ValueError(f"jitter must not be negative, got {jitter}.")
+        if of not in OF:
+            raise ValueError(f"of must be one of {sorted(OF)}, got {of!r}.")
+        self.windows, self.mode, self.jitter, self.of = windows, mode, jitter, of
+        self.dense: bool | None = None
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: int | None
+    ) -> Tensor:
+        mix, tokens = OF[self.of], query.shape[-2]
+        dense = not self.training if self.dense is None else self.dense
+        if dense or key.shape[-2] != tokens or self.windows == 1:
+            return mix(
+                query, key, value, mask, is_causal=causal is not None, enable_gqa=True,
+                causal_offset=causal or 0,
+            )  # fmt: skip
+        key, value = repeat_heads(key, self.num_heads), repeat_heads(value, self.num_heads)
+        windows = random_windows(tokens, min(self.windows, tokens), self.mode, self.jitter, query.device)
+        return within_windows(mix, windows, query, key, value, mask, causal is not None)
+
+
+def set_dense(model: nn.Module, dense: bool | None) -> nn.Module:
+    """Set `dense` of every `SubsampledAttention` in the model; returns it."""
+    for module in model.modules():
+        if isinstance(module, SubsampledAttention):
+            module.dense = dense
+    return model
+
+
+class SelfEnsemble(nn.Module):
+    """The log of the mean of a model's class probabilities over `samples` subsampled passes.
+
+    In the place of the model's logits: their softmax is the mean. The model is left as it was.
+    """
+
+    def __init__(self, model: nn.Module, samples: int = 8) -> None:
+        super().__init__()
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}.")
+        self.model, self.samples = model, samples
+
+    def forward(self, x: Tensor) -> Float[Tensor, "*batch classes"]:
+        before = {m: m.dense for m in self.model.modules() if isinstance(m, SubsampledAttention)}
+        if not before:
+            raise ValueError("a self-ensemble needs a model with SubsampledAttention, got 0 such layers.")
+        set_dense(self.model, False)
+        try:
+            passes = [self.model(x).log_softmax(-1) for _ in range(self.samples)]
+        finally:
+            for module, dense in before.items():
+                module.dense = dense
+        return torch.stack(passes).logsumexp(0) - math.log(self.samples)
