@@ -18,7 +18,7 @@ from logitkit.registry import Real, part
 def positional_attention(
     value: Float[Tensor, "batch heads tokens out"],
     weight: Float[Tensor, "heads 3"],
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     attn_mask: Bool[Tensor, "*any tokens"] | Float[Tensor, "*any tokens"] | None = None,
     is_causal: bool = False,
 ) -> Float[Tensor, "batch heads tokens out"]:

@@ -40,14 +40,16 @@ def check_images(input_shape: tuple[int, ...], name: str) -> tuple[int, int, int
     return channels, height, width
 
 
-def patches_of(height: int, width: int, patch: int | None = None) -> tuple[int, tuple[int, int]]:
+def patches_of(
+    height: int, width: int, patch: int | None = None, most: int = 16
+) -> tuple[int, tuple[int, int]]:
     """The side of a patch, and (height, width) of the image in patches, those at the border padded.
 
-    patch: None for the smallest power of two that leaves at most 16 patches. Raises ValueError below 1.
+    patch: None for the smallest power of two that leaves at most `most` patches. Raises ValueError below 1.
     """
     if patch is None:
         patch = 1
-        while -(-height // patch) * -(-width // patch) > 16:
+        while -(-height // patch) * -(-width // patch) > most:
             patch *= 2
     if patch < 1:
         raise ValueError(f"patch must be at least 1 pixel, got {patch}.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from logitkit.attention import CrossShapedAttention
-from logitkit.models.base import Backbone, check_images, check_inputs
+from logitkit.models.base import Backbone, check_images, check_inputs, patches_of
 from logitkit.models.vit import Block, Layers
 from logitkit.registry import Choice, part
 
@@ -68,14 +68,8 @@ class CSWin(Backbone):
                 "depths, heads and stripes must name the same stages, each of at least one block, got"
                 f" {tuple(depths)}, {tuple(heads)} and {tuple(stripes)}."
             )
-        if patch is None:
-            patch = 1
-            while -(-height // patch) * -(-width // patch) > 256:
-                patch *= 2
-        if patch < 1:
-            raise ValueError(f"patch must be at least 1 pixel, got {patch}.")
+        patch, grid = patches_of(height, width, patch, most=256)
         self.padding = (0, -width % patch, 0, -height % patch)
-        grid = -(-height // patch), -(-width // patch)
         self.stages = nn.ModuleList()
         for stage, (depth, count, stripe) in enumerate(zip(depths, heads, stripes, strict=True)):
             if stage == 0:

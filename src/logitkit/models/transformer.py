@@ -92,7 +92,9 @@ class Transformer(Backbone):
         place: dict[str, Any] = {"max_len": length, "n_ref": length}
         if position == "rope":
             place["rope"] = True
-        blocks = (Block(dim, heads, dropout, causal=True, layers=layers, **place) for _ in range(depth))
+        blocks = (
+            Block(dim, heads, dropout, causal=True, layers=layers, layer=i, **place) for i in range(depth)
+        )
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm(dim)
         self.out_features = dim

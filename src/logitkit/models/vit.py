@@ -27,7 +27,8 @@ class Layers(NamedTuple):
 
     attention: called with (dim, heads), a part of `attention`. norm: with (dim,). mlp: with (dim, hidden).
     mixer: with (dim, grid), tokens to tokens, in the place of attention. Each also gets by name what it asks
-    for of where it is: `grid`, (height, width) in tokens; `max_len` and `n_ref`, the number of tokens.
+    for of where it is: `grid`, (height, width) in tokens; `max_len` and `n_ref`, the number of tokens;
+    `layer`, the number of the block.
     """
 
     attention: Make = SoftmaxAttention
@@ -131,7 +132,7 @@ class ViT(Backbone):
         self.position = nn.Parameter(0.02 * torch.randn(tokens, dim))
         layers = Layers(attention, norm, mlp, mixer)
         place: dict[str, Any] = {"grid": grid, "max_len": tokens, "n_ref": tokens}
-        blocks = (Block(dim, heads, dropout, layers=layers, **place) for _ in range(depth))
+        blocks = (Block(dim, heads, dropout, layers=layers, layer=i, **place) for i in range(depth))
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm(dim)
         self.out_features = dim

@@ -19,17 +19,18 @@ __all__ = ["depthwise", "grid_of", "lattices", "merge_lattices", "merge_windows"
 Size = tuple[int, int]
 
 
-def grid_of(tokens: int, grid: Size | None) -> Size:
-    """(height, width) of so many tokens: `grid`, or a square where it is None.
+def grid_of(tokens: int, grid: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The sizes of a grid of so many tokens: `grid`, (height, width) in most places, or a square where it is
+    None.
 
     Raises ValueError where the tokens do not fill it.
     """
-    side = math.isqrt(tokens)
-    height, width = (side, side) if grid is None else grid
-    if height * width != tokens:
-        wanted = "a square grid; say which with grid=(height, width)" if grid is None else f"{height}x{width}"
+    sizes = (math.isqrt(tokens),) * 2 if grid is None else grid
+    if math.prod(sizes) != tokens:
+        shape = "x".join(map(str, sizes))
+        wanted = "a square grid; say which with grid=(height, width)" if grid is None else shape
         raise ValueError(f"the tokens must fill {wanted}, got {tokens} of them.")
-    return height, width
+    return sizes
 
 
 def windows(
@@ -86,7 +87,7 @@ def depthwise(
 
 
 def rotary_2d(
-    x: Float[Tensor, "*batch tokens dim"], grid: Size, base: float = 10_000.0
+    x: Float[Tensor, "*batch tokens dim"], grid: tuple[int, ...], base: float = 10_000.0
 ) -> Float[Tensor, "*batch tokens dim"]:
     """The tokens of a grid in reading order, the first half of the features turned by the row and the second
     by the column, each as `rotary` does.
