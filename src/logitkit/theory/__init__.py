@@ -1,6 +1,12 @@
 """Models and laws that predict a number: `fit`, then `predict`."""
 
 from logitkit.theory.faceted_rasch import FacetedRasch, rating_log_probabilities
+from logitkit.theory.random_feature_attention import (
+    RandomFeatureAttention,
+    RandomFeatureMLP,
+    attention_features,
+    attention_kernel,
+)
 from logitkit.theory.softmax_regression import (
     ShiftBounds,
     SoftmaxRegression,
@@ -31,10 +37,14 @@ from logitkit.theory.topk_moe import (
 __all__ = [
     "FacetedRasch",
     "Parameters",
+    "RandomFeatureAttention",
+    "RandomFeatureMLP",
     "Rate",
     "ShiftBounds",
     "SoftmaxRegression",
     "TopKMoE",
+    "attention_features",
+    "attention_kernel",
     "convergence_slope",
     "data_shift_bounds",
     "data_step",

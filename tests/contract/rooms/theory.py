@@ -12,6 +12,8 @@ from contract.samples import Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "regression" in card.tasks:
         return regression(batch, normal, build)
+    if "sequence" in card.tasks:
+        return sequences(batch, normal, build)
     if "reranking" in card.tasks:
         return shares(batch, normal, build)
     return ratings(batch, g, build, device)
@@ -55,6 +57,22 @@ def regression(batch, normal, build) -> Sample:
         "NaN responses": lambda p: p.fit(x, y * float("nan")),
     }
     return Sample(lambda: build().fit(x, y), (normal(batch, 3),), lambda part, x: part.predict(x), bad)
+
+
+def sequences(batch, normal, build) -> Sample:
+    """`fit(x, y)`, `predict(x)` of rows of several tokens."""
+    x = normal(60, 4, 3)
+    y = x[:, 1:].mean(1) @ x.new_tensor([1.0, -0.5, 0.25])
+    bad = {
+        "inputs of another rank": lambda p: p.predict(x[0]),
+        "inputs of another width": lambda p: p.predict(x[..., :-1]),
+        "integer inputs": lambda p: p.predict(x.long()),
+        "NaN": lambda p: p.predict(x * float("nan")),
+        "an empty batch to fit": lambda p: p.fit(x[:0], y[:0]),
+        "responses of another length": lambda p: p.fit(x, y[:-1]),
+        "NaN responses": lambda p: p.fit(x, y * float("nan")),
+    }
+    return Sample(lambda: build().fit(x, y), (normal(batch, 4, 3),), lambda part, x: part.predict(x), bad)
 
 
 def shares(batch, normal, build) -> Sample:
