@@ -33,7 +33,7 @@ from logitkit.layers.snnk import (
     exp_features,
     relu_features,
 )
-from logitkit.layers.spartan import SpartanBlock, SpatialMixer, WaveMixer, wave_product
+from logitkit.layers.spartan import SpartanBlock, SpatialMixer, SqueezeExcite, WaveMixer, wave_product
 
 __all__ = [
     "GRKAN",
@@ -57,6 +57,7 @@ __all__ = [
     "SNNKAdapter",
     "SpartanBlock",
     "SpatialMixer",
+    "SqueezeExcite",
     "WaveMixer",
     "bundle",
     "conv_matrix",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["DropPath", "check_maps", "check_tokens", "check_whole"]
+__all__ = ["ChannelNorm", "DropPath", "check_maps", "check_tokens", "check_whole"]
 
 
 def check_tokens(x: Tensor, dim: int) -> Float[Tensor, "*batch dim"]:
@@ -45,6 +45,13 @@ def check_whole(**values: int) -> None:
     for name, value in values.items():
         if not (isinstance(value, int) and value >= 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+class ChannelNorm(nn.LayerNorm):
+    """`nn.LayerNorm` over the channels of maps (batch, channels, h, w)."""
+
+    def forward(self, input: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 class DropPath(nn.Module):

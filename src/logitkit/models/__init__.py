@@ -3,32 +3,56 @@ and models that answer in tokens."""
 
 from logitkit.models.activator import Activator
 from logitkit.models.ait import AiTSmall, MaskedVQVAE, mask_augment, masked_mse, silog_loss
+from logitkit.models.attention_supernet import Architecture, AttentionSupernet, PairwiseRanker, Space, search
+from logitkit.models.axial import AxialEncoder, AxialImageLM
 from logitkit.models.base import Backbone
 from logitkit.models.cnn import CNN
 from logitkit.models.convit import ConViT
 from logitkit.models.cswin import CSWin
+from logitkit.models.illama import ILLaMA, SoftCausalMask, linear_mask_schedule
 from logitkit.models.linear import LinearModel
+from logitkit.models.maxim import MAXIM, SAM, CrossGating, MAXIMEncoder, MultiAxisGMLP, maxim_loss
 from logitkit.models.mlp import MLP
 from logitkit.models.raft_mlp import RaftMLP
+from logitkit.models.revcol import RevCol, ReversibleColumns, compound_loss
 from logitkit.models.spartan import SpaRTAN
 from logitkit.models.transformer import Transformer
 from logitkit.models.vit import ViT
 
 __all__ = [
     "CNN",
+    "MAXIM",
     "MLP",
+    "SAM",
     "Activator",
     "AiTSmall",
+    "Architecture",
+    "AttentionSupernet",
+    "AxialEncoder",
+    "AxialImageLM",
     "Backbone",
     "CSWin",
     "ConViT",
+    "CrossGating",
+    "ILLaMA",
     "LinearModel",
+    "MAXIMEncoder",
     "MaskedVQVAE",
+    "MultiAxisGMLP",
+    "PairwiseRanker",
     "RaftMLP",
+    "RevCol",
+    "ReversibleColumns",
+    "SoftCausalMask",
     "SpaRTAN",
+    "Space",
     "Transformer",
     "ViT",
+    "compound_loss",
+    "linear_mask_schedule",
     "mask_augment",
     "masked_mse",
+    "maxim_loss",
+    "search",
     "silog_loss",
 ]
