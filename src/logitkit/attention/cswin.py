@@ -17,7 +17,7 @@ def window_attention(
     query: Float[Tensor, "batch heads tokens dim"],
     key: Float[Tensor, "batch heads tokens dim"],
     value: Float[Tensor, "batch heads tokens out"],
-    grid: Size,
+    grid: tuple[int, ...],
     size: Size,
     seen: Bool[Tensor, "batch tokens"] | None = None,
     scale: float | None = None,
@@ -49,7 +49,7 @@ def window_attention(
 
 def window_lepe(
     value: Float[Tensor, "batch tokens channels"],
-    grid: Size,
+    grid: tuple[int, ...],
     size: Size,
     weight: Float[Tensor, "channels 3 3"],
     bias: Float[Tensor, " channels"],
@@ -141,12 +141,12 @@ class CrossShapedAttention(MultiheadAttention):
         return self.out_proj(out)
 
 
-def _cut(x: Float[Tensor, "batch tokens channels"], grid: Size, size: Size) -> Tensor:
+def _cut(x: Float[Tensor, "batch tokens channels"], grid: tuple[int, ...], size: Size) -> Tensor:
     """`windows` of tokens, with zeros beyond the border."""
     return windows(F.pad(x.unflatten(1, grid), (0, 0, 0, -grid[1] % size[1], 0, -grid[0] % size[0])), size)
 
 
-def _paste(parts: Float[Tensor, "batch parts window channels"], grid: Size, size: Size) -> Tensor:
+def _paste(parts: Float[Tensor, "batch parts window channels"], grid: tuple[int, ...], size: Size) -> Tensor:
     """The tokens whose windows are `parts`."""
     whole = grid[0] + -grid[0] % size[0], grid[1] + -grid[1] % size[1]
     return merge_windows(parts, size, whole)[:, : grid[0], : grid[1]].flatten(1, 2)
