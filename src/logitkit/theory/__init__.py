@@ -1,6 +1,15 @@
 """Models and laws that predict a number: `fit`, then `predict`."""
 
 from logitkit.theory.faceted_rasch import FacetedRasch, rating_log_probabilities
+from logitkit.theory.multitasking_hopfield import (
+    MultitaskingHopfield,
+    Overlaps,
+    diluted_patterns,
+    hierarchical_state,
+    noisy_examples,
+    retrieval_phase,
+    self_consistency,
+)
 from logitkit.theory.random_feature_attention import (
     RandomFeatureAttention,
     RandomFeatureMLP,
@@ -36,6 +45,8 @@ from logitkit.theory.topk_moe import (
 
 __all__ = [
     "FacetedRasch",
+    "MultitaskingHopfield",
+    "Overlaps",
     "Parameters",
     "RandomFeatureAttention",
     "RandomFeatureMLP",
@@ -48,11 +59,16 @@ __all__ = [
     "convergence_slope",
     "data_shift_bounds",
     "data_step",
+    "diluted_patterns",
     "em_step",
     "equivalent_data_shift",
     "hellinger",
+    "hierarchical_state",
+    "noisy_examples",
     "rate_experiment",
     "rating_log_probabilities",
+    "retrieval_phase",
+    "self_consistency",
     "softmax_regression_gradient",
     "softmax_regression_hessian",
     "softmax_regression_loss",

@@ -12,6 +12,8 @@ from contract.samples import Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "regression" in card.tasks:
         return regression(batch, normal, build)
+    if "concepts" in card.tasks:
+        return spins(batch, normal, build)
     if "sequence" in card.tasks:
         return sequences(batch, normal, build)
     if "reranking" in card.tasks:
@@ -57,6 +59,22 @@ def regression(batch, normal, build) -> Sample:
         "NaN responses": lambda p: p.fit(x, y * float("nan")),
     }
     return Sample(lambda: build().fit(x, y), (normal(batch, 3),), lambda part, x: part.predict(x), bad)
+
+
+def spins(batch, normal, build) -> Sample:
+    """`fit(patterns)`, `predict(states)`, of -1 and 1."""
+    patterns, states = normal(3, 30).sign(), normal(batch, 30).sign()
+    bad = {
+        "states of another rank": lambda p: p.predict(states[0]),
+        "states of another width": lambda p: p.predict(states[:, :-1]),
+        "integer states": lambda p: p.predict(states.long()),
+        "NaN": lambda p: p.predict(states * float("nan")),
+        "an empty batch": lambda p: p.predict(states[:0]),
+        "states between 1 and -1": lambda p: p.predict(states / 2),
+        "no patterns to fit": lambda p: p.fit(patterns[:0]),
+        "NaN patterns": lambda p: p.fit(patterns * float("nan")),
+    }
+    return Sample(lambda: build().fit(patterns), (states,), lambda part, x: part.predict(x), bad)
 
 
 def sequences(batch, normal, build) -> Sample:

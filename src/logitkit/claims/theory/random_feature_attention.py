@@ -34,9 +34,10 @@ Make = Callable[[float, int], RandomFeatureRegression]
     " of a random-feature MLP with as many coefficients; of keys weighted by their likeness to the query, the"
     " biased form leaves at most 0.7 of that of the unbiased.",
     seeds=range(5),
-    note="Attention leaves 0.33 of the variance of the set function and the MLP 0.46. More features do not help:"
-    " regression with the kernel of infinitely many leaves 0.31, so that 512 rows are what limits it. The bias"
-    " costs more than it helps here, also at penalties up to 100 (on another seed 0.44 against 0.37).",
+    note="Attention leaves 0.33 of the variance of the set function and the MLP 0.46. More features do not"
+    " help: regression with the kernel of infinitely many leaves 0.31, so that 512 rows are what limits it."
+    " The bias costs more than it helps here, also at penalties up to 100 (on another seed 0.44 against"
+    " 0.37).",
 )
 def random_feature_attention(trial: Trial) -> list[Check]:
     count = trial.few(256, 16)
