@@ -1,8 +1,10 @@
 """Attention: functions in the place of torch's `scaled_dot_product_attention`, and modules in that of
 `nn.MultiheadAttention(batch_first=True)`."""
 
+from logitkit.attention.axial import AxialAttention, axial_attention
 from logitkit.attention.base import Cache, MultiheadAttention
 from logitkit.attention.convit import GatedPositionalAttention, positional_attention
+from logitkit.attention.cosformer import CosformerAttention, cosformer_attention
 from logitkit.attention.cswin import CrossShapedAttention, window_attention, window_lepe
 from logitkit.attention.dsf import DSF, NormAttention, norm_attention, taylor_attention
 from logitkit.attention.inline import InlineAttention, inline_attention
@@ -18,6 +20,7 @@ from logitkit.attention.softplus import SoftplusAttention, reweight, softplus_at
 from logitkit.attention.subsampled import SelfEnsemble, SubsampledAttention, random_windows, set_dense
 
 FUNCTIONS = {
+    "cosformer": cosformer_attention,
     "linear": linear_attention,
     "power": power_attention,
     "sigmoid": sigmoid_attention,
@@ -30,7 +33,9 @@ __all__ = [
     "DSF",
     "FUNCTIONS",
     "QLSTM",
+    "AxialAttention",
     "Cache",
+    "CosformerAttention",
     "CrossShapedAttention",
     "GatedPositionalAttention",
     "InlineAttention",
@@ -48,6 +53,8 @@ __all__ = [
     "SoftmaxFreeAttention",
     "SoftplusAttention",
     "SubsampledAttention",
+    "axial_attention",
+    "cosformer_attention",
     "gaussian",
     "inline_attention",
     "linear_attention",

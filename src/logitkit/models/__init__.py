@@ -9,6 +9,7 @@ from logitkit.models.base import Backbone
 from logitkit.models.cnn import CNN
 from logitkit.models.convit import ConViT
 from logitkit.models.cswin import CSWin
+from logitkit.models.iformer import IFormer
 from logitkit.models.illama import ILLaMA, SoftCausalMask, linear_mask_schedule
 from logitkit.models.linear import LinearModel
 from logitkit.models.maxim import MAXIM, SAM, CrossGating, MAXIMEncoder, MultiAxisGMLP, maxim_loss
@@ -34,6 +35,7 @@ __all__ = [
     "CSWin",
     "ConViT",
     "CrossGating",
+    "IFormer",
     "ILLaMA",
     "LinearModel",
     "MAXIMEncoder",
