@@ -7,6 +7,16 @@ from logitkit.attention.convit import GatedPositionalAttention, positional_atten
 from logitkit.attention.cosformer import CosformerAttention, cosformer_attention
 from logitkit.attention.cswin import CrossShapedAttention, window_attention, window_lepe
 from logitkit.attention.dsf import DSF, NormAttention, norm_attention, taylor_attention
+from logitkit.attention.entropy_guided import (
+    EntropyRegularizer,
+    EntropyReport,
+    LinearFeedForward,
+    TemperedAttention,
+    attention_entropy,
+    entropy_report,
+    highest_entropy,
+    record_weights,
+)
 from logitkit.attention.inline import InlineAttention, inline_attention
 from logitkit.attention.linear import LinearAttention, linear_attention
 from logitkit.attention.power import Piece, PowerAttention, power_attention, to_polynomial
@@ -37,9 +47,12 @@ __all__ = [
     "Cache",
     "CosformerAttention",
     "CrossShapedAttention",
+    "EntropyRegularizer",
+    "EntropyReport",
     "GatedPositionalAttention",
     "InlineAttention",
     "LinearAttention",
+    "LinearFeedForward",
     "MultiheadAttention",
     "NormAttention",
     "Piece",
@@ -53,9 +66,13 @@ __all__ = [
     "SoftmaxFreeAttention",
     "SoftplusAttention",
     "SubsampledAttention",
+    "TemperedAttention",
+    "attention_entropy",
     "axial_attention",
     "cosformer_attention",
+    "entropy_report",
     "gaussian",
+    "highest_entropy",
     "inline_attention",
     "linear_attention",
     "newton_pinv",
@@ -65,6 +82,7 @@ __all__ = [
     "random_windows",
     "rank_augmented_attention",
     "rank_report",
+    "record_weights",
     "reweight",
     "set_dense",
     "sigmoid_attention",

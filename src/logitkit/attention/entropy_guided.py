@@ -1,0 +1,221 @@
+"""Attention guided by its entropy, for models that run on encrypted inputs with few nonlinearities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from logitkit.attention.base import MultiheadAttention
+from logitkit.attention.softmax import softmax_attention
+from logitkit.registry import part
+
+Highest = Literal["causal", "logT"]
+
+
+def attention_entropy(weights: Float[Tensor, "*batch rows keys"]) -> Float[Tensor, "*batch rows"]:
+    """-sum_j a_ij log(a_ij + 1e-9) of each row, in nats."""
+    wide = weights.float() if weights.dtype in (torch.float16, torch.bfloat16) else weights
+    return -(wide * (wide + 1e-9).log()).sum(-1)
+
+
+def highest_entropy(weights: Float[Tensor, "*batch rows keys"], hmax: Highest) -> Float[Tensor, " rows"]:
+    """What a row's entropy can reach: log i for the i-th row of causal attention, or log T for all."""
+    rows, keys = weights.shape[-2:]
+    if hmax not in ("causal", "logT"):
+        raise ValueError(f"hmax must be 'causal' or 'logT', got {hmax!r}.")
+    if hmax == "logT":
+        return torch.full((rows,), math.log(keys), device=weights.device)
+    return torch.arange(1, rows + 1, device=weights.device).clamp(max=keys).float().log()
+
+
+class EntropyRegularizer(nn.Module):
+    """A penalty on attention whose entropy strays from what each head may choose.
+
+    Equation: lam * mean over layers, mean over heads, sum over sequences and rows of d^2 where |d| > g Hmax,
+    0 elsewhere; d = H_i - th_h Hmax. The penalty jumps where |d| passes the margin, as published. As it is a
+    sum, lam depends on the batch and its length.
+
+    hmax: the published log T lets the first rows of causal attention never reach their target; "causal" is
+        log i for row i. th_h, learned, starts at `threshold`.
+
+    Raises: ValueError for weights that are not (batch, heads, rows, keys), or of other layers or heads.
+
+    Source: Jha, Reagen, arXiv:2501.03489; the authors' `entropy_regularization.py`.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        layers: int,
+        lam: float = 1e-5,
+        margin: float = 0.2,
+        hmax: Highest = "causal",
+        threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or layers < 1:
+            raise ValueError(f"heads and layers must be at least 1, got {heads} and {layers}.")
+        if lam < 0 or margin < 0:
+            raise ValueError(f"lam and margin must not be negative, got {lam} and {margin}.")
+        self.heads, self.layers, self.lam, self.margin, self.hmax = heads, layers, lam, margin, hmax
+        self.threshold = nn.Parameter(torch.full((heads,), threshold))
+
+    def forward(self, weights: Sequence[Float[Tensor, "batch heads rows keys"]]) -> Float[Tensor, ""]:
+        """The penalty for the attention weights of every layer."""
+        if len(weights) != self.layers:
+            raise ValueError(f"expected weights of {self.layers} layers, got {len(weights)}.")
+        total = self.threshold.new_zeros(())
+        for a in weights:
+            if a.ndim != 4 or a.shape[1] != self.heads:
+                raise ValueError(f"weights must be (batch, {self.heads}, rows, keys), got {tuple(a.shape)}.")
+            most = highest_entropy(a, self.hmax)
+            off = attention_entropy(a) - self.threshold[:, None] * most
+            strays = (off.abs() > self.margin * most) & (most > 0)
+            total = total + torch.where(strays, off, 0).square().sum()
+        return self.lam * total / (self.heads * self.layers)
+
+
+class EntropyReport(NamedTuple):
+    """Per layer and head: mean entropy over its highest, the share of rows below `low` of it (collapse) and
+    above `high` (overload), and the mean excess over `high`. Rows that see one key are left out."""
+
+    ratio: Float[Tensor, "layers heads"]
+    collapse: Float[Tensor, "layers heads"]
+    overload: Float[Tensor, "layers heads"]
+    excess: Float[Tensor, "layers heads"]
+
+
+@torch.no_grad()
+def entropy_report(
+    weights: Sequence[Float[Tensor, "batch heads rows keys"]],
+    hmax: Highest = "causal",
+    low: float = 0.05,
+    high: float = 0.75,
+) -> EntropyReport:
+    """How the heads of every layer look: at one key, at all alike, or between."""
+    found = []
+    for a in weights:
+        most = highest_entropy(a, hmax)
+        ratio = (attention_entropy(a) / most)[..., most > 0]
+        each = ratio, (ratio < low).double(), (ratio > high).double(), (ratio - high).relu()
+        found.append(torch.stack([x.double().mean((0, 2)) for x in each]))
+    return EntropyReport(*torch.stack(found, 1))
+
+
+@contextmanager
+def record_weights(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, every call of the model fills the list with the weights (batch, heads, rows, keys) of its
+    attention layers, in order, part of the graph.
+
+    Raises ValueError for a model without attention, or with attention that has no weights to give.
+    """
+    found: list[Tensor] = []
+
+    def ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "need_weights": True, "average_attn_weights": False}
+
+    def keep(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
+        found.append(output[1])
+
+    layers = [m for m in model.modules() if isinstance(m, MultiheadAttention)]
+    without = sorted({type(m).__name__ for m in layers if "weights" not in m.takes})
+    if not layers or without:
+        raise ValueError(
+            f"expected attention with weights, got {len(layers)} layers of it, {without} without."
+        )
+    handles: list[Any] = [m.register_forward_pre_hook(ask, with_kwargs=True) for m in layers]
+    handles += [m.register_forward_hook(keep) for m in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class LinearFeedForward(nn.Module):
+    """A feed-forward network without a nonlinearity, times a learned number that starts at 1: a W_2 W_1 x."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return self.scale * self.layers(x)
+
+
+@part(
+    "entropy_guided",
+    "attention",
+    number=50,
+    title="Entropy-Guided Attention for Private LLMs",
+    paper="arXiv:2501.03489",
+    replaces="softmax",
+    tasks=("sequence", "classification"),
+)
+class TemperedAttention(MultiheadAttention):
+    """Tempered attention: softmax with a learned temperature for each head and position, the one nonlinearity
+    that is left in a model for encrypted inputs.
+
+    Equation: a_i = softmax_j(q_i . k_j / (t_hi sqrt(d))). With `EntropyRegularizer` on the weights that
+    `record_weights` collects, heads stay between looking at one key and at all alike. The paper's model has
+    no LayerNorm and feed-forward networks without activation but with a learned scale: `nn.Identity` as norm
+    and `LinearFeedForward` as mlp of `models.Transformer`.
+
+    Shapes: query (batch, queries, embed_dim), key and value (batch, keys, embed_dim) -> (batch, queries,
+    embed_dim), and the weights (batch, queries, keys) or None.
+
+    Defaults: t = 1 at the start; 1 / t is what is learned. max_len=None has one t for each head.
+
+    Raises: ValueError for sizes that do not fit, more queries than max_len, other dtypes than floats, an
+    empty batch or NaN.
+
+    Source: Jha, Reagen, 2025, arXiv:2501.03489, its parameterised attention.
+
+    Not for: inputs longer than max_len.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        *,
+        max_len: int | None = None,
+        num_kv_heads: int | None = None,
+        rope: bool = False,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__(
+            embed_dim, num_heads, dropout, bias, num_kv_heads=num_kv_heads, rope=rope, qk_norm=qk_norm
+        )
+        if max_len is not None and max_len < 1:
+            raise ValueError(f"max_len must be at least 1, got {max_len}.")
+        self.max_len = max_len
+        self.inverse_temperature = nn.Parameter(torch.ones(num_heads, max_len or 1))
+
+    def project(
+        self, query: Tensor, key: Tensor, value: Tensor, start: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base's, queries divided by their temperature."""
+        q, k, v = super().project(query, key, value, start)
+        inverse: Tensor = self.inverse_temperature
+        if self.max_len is not None:
+            if start + q.shape[-2] > self.max_len:
+                raise ValueError(f"max_len is {self.max_len}, got {start + q.shape[-2]} tokens.")
+            inverse = inverse[:, start : start + q.shape[-2]]
+        return q * inverse[..., None].to(q.dtype), k, v
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: int | None
+    ) -> Tensor:
+        return softmax_attention(
+            query, key, value, mask, is_causal=causal is not None, causal_offset=causal or 0, enable_gqa=True
+        )
