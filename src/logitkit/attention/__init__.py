@@ -17,8 +17,25 @@ from logitkit.attention.entropy_guided import (
     highest_entropy,
     record_weights,
 )
+from logitkit.attention.hopfield import (
+    Hopfield,
+    HopfieldLayer,
+    HopfieldPooling,
+    classify_fixed_point,
+    hopfield_attention,
+    hopfield_energy,
+    hopfield_update,
+)
 from logitkit.attention.inline import InlineAttention, inline_attention
 from logitkit.attention.linear import LinearAttention, linear_attention
+from logitkit.attention.lolcats import (
+    LolcatsAttention,
+    attention_transfer,
+    hedgehog,
+    linearize,
+    lora_finetune,
+    window_and_linear,
+)
 from logitkit.attention.power import Piece, PowerAttention, power_attention, to_polynomial
 from logitkit.attention.qlstm import QLSTM
 from logitkit.attention.rala import RankAugmentedAttention, rank_augmented_attention, rank_report
@@ -50,9 +67,13 @@ __all__ = [
     "EntropyRegularizer",
     "EntropyReport",
     "GatedPositionalAttention",
+    "Hopfield",
+    "HopfieldLayer",
+    "HopfieldPooling",
     "InlineAttention",
     "LinearAttention",
     "LinearFeedForward",
+    "LolcatsAttention",
     "MultiheadAttention",
     "NormAttention",
     "Piece",
@@ -68,13 +89,21 @@ __all__ = [
     "SubsampledAttention",
     "TemperedAttention",
     "attention_entropy",
+    "attention_transfer",
     "axial_attention",
+    "classify_fixed_point",
     "cosformer_attention",
     "entropy_report",
     "gaussian",
+    "hedgehog",
     "highest_entropy",
+    "hopfield_attention",
+    "hopfield_energy",
+    "hopfield_update",
     "inline_attention",
     "linear_attention",
+    "linearize",
+    "lora_finetune",
     "newton_pinv",
     "norm_attention",
     "positional_attention",
@@ -91,6 +120,7 @@ __all__ = [
     "softplus_attention",
     "taylor_attention",
     "to_polynomial",
+    "window_and_linear",
     "window_attention",
     "window_lepe",
 ]
