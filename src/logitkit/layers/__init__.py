@@ -1,6 +1,29 @@
 """Building blocks of networks: drop-ins for normalisation, linear, convolutional and feed-forward layers."""
 
+from logitkit.layers.acm import (
+    ACM,
+    acmize,
+    computed,
+    distill,
+    finetune,
+    gate_diversity,
+    gate_entropy,
+    gate_labels,
+    pretrain_gates,
+    recorded_gates,
+    set_mode,
+)
 from logitkit.layers.activator import ActivatorBlock, GatingUnit
+from logitkit.layers.hyperzzw import (
+    HyperZZW,
+    SFNEBlock,
+    SlowNet,
+    hyper_zzw_gate,
+    hyper_zzw_global,
+    hyper_zzw_local,
+    slow_neural_loss,
+)
+from logitkit.layers.iformer import InceptionMixer, ramp
 from logitkit.layers.kat import GRKAN, GroupRational, convert_mlp, fit_rational, group_rational
 from logitkit.layers.layer_norm import (
     LayerNorm,
@@ -36,12 +59,15 @@ from logitkit.layers.snnk import (
 from logitkit.layers.spartan import SpartanBlock, SpatialMixer, SqueezeExcite, WaveMixer, wave_product
 
 __all__ = [
+    "ACM",
     "GRKAN",
     "URFSNNK",
     "ActivatorBlock",
     "FullyBundled",
     "GatingUnit",
     "GroupRational",
+    "HyperZZW",
+    "InceptionMixer",
     "LayerNorm",
     "LayerNormGRU",
     "LayerNormGRUCell",
@@ -54,18 +80,30 @@ __all__ = [
     "RaftBlock",
     "RaftTokenMixer",
     "ReLUSNNK",
+    "SFNEBlock",
     "SNNKAdapter",
+    "SlowNet",
     "SpartanBlock",
     "SpatialMixer",
     "SqueezeExcite",
     "WaveMixer",
+    "acmize",
     "bundle",
+    "computed",
     "conv_matrix",
     "conv_singular_values",
     "convert_mlp",
+    "distill",
     "exp_features",
+    "finetune",
     "fit_rational",
+    "gate_diversity",
+    "gate_entropy",
+    "gate_labels",
     "group_rational",
+    "hyper_zzw_gate",
+    "hyper_zzw_global",
+    "hyper_zzw_local",
     "invariance_table",
     "isometry_report",
     "layer_norm",
@@ -73,6 +111,11 @@ __all__ = [
     "orthogonal_conv_loss",
     "orthogonal_kernel",
     "orthogonality",
+    "pretrain_gates",
+    "ramp",
+    "recorded_gates",
     "relu_features",
+    "set_mode",
+    "slow_neural_loss",
     "wave_product",
 ]

@@ -17,6 +17,7 @@ from logitkit.models.mlp import MLP
 from logitkit.models.raft_mlp import RaftMLP
 from logitkit.models.revcol import RevCol, ReversibleColumns, compound_loss
 from logitkit.models.spartan import SpaRTAN
+from logitkit.models.terminator import Terminator
 from logitkit.models.transformer import Transformer
 from logitkit.models.vit import ViT
 
@@ -48,6 +49,7 @@ __all__ = [
     "SoftCausalMask",
     "SpaRTAN",
     "Space",
+    "Terminator",
     "Transformer",
     "ViT",
     "compound_loss",

@@ -211,7 +211,9 @@ class _Reversed(torch.autograd.Function):
                 ):
                     made = net.columns[t][i](below, above)
                 wanted = [each for each in (below, above) if each is not None] + weights
-                found = list(torch.autograd.grad(made, wanted, into[i].to(made.dtype), allow_unused=True))
+                found: list[Any] = list(
+                    torch.autograd.grad(made, wanted, into[i].to(made.dtype), allow_unused=True)
+                )
                 to_below = found.pop(0)
                 if i:
                     into[i - 1] = into[i - 1] + to_below
