@@ -45,6 +45,7 @@ from logitkit.attention.soft import SoftmaxFreeAttention, gaussian, newton_pinv,
 from logitkit.attention.softmax import SoftmaxAttention, softmax_attention
 from logitkit.attention.softplus import SoftplusAttention, reweight, softplus_attention
 from logitkit.attention.subsampled import SelfEnsemble, SubsampledAttention, random_windows, set_dense
+from logitkit.attention.tensor import TensorAttention, khatri_rao, required_degree, tensor_attention
 
 FUNCTIONS = {
     "cosformer": cosformer_attention,
@@ -88,6 +89,7 @@ __all__ = [
     "SoftplusAttention",
     "SubsampledAttention",
     "TemperedAttention",
+    "TensorAttention",
     "attention_entropy",
     "attention_transfer",
     "axial_attention",
@@ -101,6 +103,7 @@ __all__ = [
     "hopfield_energy",
     "hopfield_update",
     "inline_attention",
+    "khatri_rao",
     "linear_attention",
     "linearize",
     "lora_finetune",
@@ -112,6 +115,7 @@ __all__ = [
     "rank_augmented_attention",
     "rank_report",
     "record_weights",
+    "required_degree",
     "reweight",
     "set_dense",
     "sigmoid_attention",
@@ -119,6 +123,7 @@ __all__ = [
     "softmax_free_attention",
     "softplus_attention",
     "taylor_attention",
+    "tensor_attention",
     "to_polynomial",
     "window_and_linear",
     "window_attention",

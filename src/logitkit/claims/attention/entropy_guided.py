@@ -36,7 +36,8 @@ HEADS, LAYERS = 4, 2
     statement="In a language model without LayerNorm and activations the penalty takes 30 % off the overload"
     " of attention heads and costs no more than 2 % of the loss.",
     seeds=range(3),
-    note="The penalty takes 28 % off the overload of these two layers, and costs nothing; 30 % was asked for.",
+    note="The penalty takes 28 % off the overload of these two layers, and costs nothing; 30 % was asked"
+    " for.",
 )
 def entropy_guided(trial: Trial) -> list[Check]:
     arms = {"guided": Guided, "plain": "standard"}
