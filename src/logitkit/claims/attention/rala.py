@@ -26,9 +26,9 @@ from logitkit.engine import Prepared, Recipe
     " outputs of 1.2 times the entropy rank of linear attention, is half a point more accurate, and within"
     " a point of softmax.",
     seeds=range(3),
-    note="Buffers hold 1.8 of 8 possible directions in both arms: features of elu + 1 are positive, so that their"
-    " mean outweighs the rest, and weights of keys change that little. What raises the rank of the output is the"
-    " gate and the convolution.",
+    note="Buffers hold 1.8 of 8 possible directions in both arms: features of elu + 1 are positive, so that"
+    " their mean outweighs the rest, and weights of keys change that little. What raises the rank of the"
+    " output is the gate and the convolution.",
 )
 def rala(trial: Trial) -> list[Check]:
     hurry = {"batch_size": 256} if trial.quick else {}
