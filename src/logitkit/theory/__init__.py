@@ -1,5 +1,15 @@
 """Models and laws that predict a number: `fit`, then `predict`."""
 
+from logitkit.theory.attention_svm import (
+    AttentionSVM,
+    Descent,
+    attention_descent,
+    attention_gradient,
+    attention_output,
+    attention_svm,
+    direction_gap,
+    token_margins,
+)
 from logitkit.theory.faceted_rasch import FacetedRasch, rating_log_probabilities
 from logitkit.theory.multitasking_hopfield import (
     MultitaskingHopfield,
@@ -44,6 +54,8 @@ from logitkit.theory.topk_moe import (
 )
 
 __all__ = [
+    "AttentionSVM",
+    "Descent",
     "FacetedRasch",
     "MultitaskingHopfield",
     "Overlaps",
@@ -54,12 +66,17 @@ __all__ = [
     "ShiftBounds",
     "SoftmaxRegression",
     "TopKMoE",
+    "attention_descent",
     "attention_features",
+    "attention_gradient",
     "attention_kernel",
+    "attention_output",
+    "attention_svm",
     "convergence_slope",
     "data_shift_bounds",
     "data_step",
     "diluted_patterns",
+    "direction_gap",
     "em_step",
     "equivalent_data_shift",
     "hellinger",
@@ -74,6 +91,7 @@ __all__ = [
     "softmax_regression_loss",
     "softmax_response",
     "target_shift",
+    "token_margins",
     "topk_log_gate",
     "voronoi_cells",
     "voronoi_loss",

@@ -69,7 +69,7 @@ class RandomFeatureRegression(Fitted):
             raise ValueError(f"y must be {len(x)} real numbers, got {y.dtype} of shape {tuple(y.shape)}.")
         check_numbers(y, "y")
         generator = torch.Generator().manual_seed(self.seed)
-        self.weight = self.draw(*x.shape[1:], generator).to(x)
+        self.weight = self.draw(x.shape[1], x.shape[2], generator).to(x)
         phi, target = self.features(x).double(), y.double()
         if self.l2 == 0:
             solved = torch.linalg.pinv(phi) @ target

@@ -15,7 +15,7 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "concepts" in card.tasks:
         return spins(batch, normal, build)
     if "sequence" in card.tasks:
-        return sequences(batch, normal, build)
+        return sequences(batch, normal, build, labels="binary" in card.tasks)
     if "reranking" in card.tasks:
         return shares(batch, normal, build)
     return ratings(batch, g, build, device)
@@ -77,10 +77,11 @@ def spins(batch, normal, build) -> Sample:
     return Sample(lambda: build().fit(patterns), (states,), lambda part, x: part.predict(x), bad)
 
 
-def sequences(batch, normal, build) -> Sample:
-    """`fit(x, y)`, `predict(x)` of rows of several tokens."""
+def sequences(batch, normal, build, labels) -> Sample:
+    """`fit(x, y)`, `predict(x)` of rows of several tokens; y are numbers, or labels -1 and 1."""
     x = normal(60, 4, 3)
     y = x[:, 1:].mean(1) @ x.new_tensor([1.0, -0.5, 0.25])
+    y = y.sign() if labels else y
     bad = {
         "inputs of another rank": lambda p: p.predict(x[0]),
         "inputs of another width": lambda p: p.predict(x[..., :-1]),

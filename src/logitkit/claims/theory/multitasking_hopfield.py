@@ -34,7 +34,8 @@ SETTINGS = [(d, r, m) for d in (0.2, 0.3) for r, m in ((1.0, 1), (0.6, 20))]
     " and not at 0.7.",
     seeds=range(3),
     note="The spins misaligned at dilution 0.3 are those that only the third to sixth pattern reach, whose"
-    " overlaps of 0.06 to 0.002 come near the noise of 4,000 spins, 0.016; on one of three seeds there is none.",
+    " overlaps of 0.06 to 0.002 come near the noise of 4,000 spins, 0.016; on one of three seeds there is"
+    " none.",
 )
 def multitasking_hopfield(trial: Trial) -> list[Check]:
     spins = trial.few(4000, 400)
