@@ -30,8 +30,9 @@ def register(n_ref: int | None = None) -> tuple[str, ...]:
     to learn of their own. Masks, padding, caches, dropout and grouped-query attention work as with "sdpa". A
     model does not save its implementation: give it again to `from_pretrained`. May be called again.
 
-    n_ref: the number of keys that the bias -log n of sigmoid attention stands for; None takes
-        `max_position_embeddings` of the model's configuration, and the number of keys where it has none.
+    n_ref: the number of keys that the bias -log n of sigmoid attention stands for, and the most there can be
+        for cosFormer; None takes `max_position_embeddings` of the model's configuration, and the number of
+        keys where it has none.
 
     Pretrained weights were trained for softmax: with another function a model has to be trained anew.
 
@@ -82,7 +83,13 @@ def _implementation(name: str, n_ref: int | None) -> Callable[..., tuple[Tensor,
             query, attention_mask, causal = _of_keys(query, key, attention_mask, causal, name)
         own = query.shape[-1] ** -0.5
         scale = None if scaling is None or math.isclose(scaling, own) else scaling
-        options = {"bias": -math.log(_length(module, key, n_ref))} if name == "sigmoid" else {}
+        options: dict[str, float] = {}
+        if name == "sigmoid":
+            options["bias"] = -math.log(_length(module, key, n_ref))
+        elif name == "cosformer":
+            options["max_len"] = max(_length(module, key, n_ref), key.shape[2])
+            # It counts positions from the first query: those of a cache come after the keys before them.
+            query = F.pad(query, (0, 0, max(key.shape[2] - query.shape[2], 0), 0))
         mixed = function(
             query, key, value, attention_mask, dropout_p=dropout, is_causal=causal, scale=scale,
             enable_gqa=True, **options,
@@ -110,7 +117,7 @@ def _of_keys(
 
 
 def _length(module: nn.Module, key: Tensor, n_ref: int | None) -> int:
-    """What n is in the bias -log n."""
+    """The number of keys that a model is made for."""
     if n_ref is not None:
         return n_ref
     most = getattr(getattr(module, "config", None), "max_position_embeddings", None)
