@@ -39,6 +39,14 @@ def test_newton_is_the_inverse(ridge):
     torch.testing.assert_close(newton_pinv(a, ridge=ridge), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_newton_step_by_step():
+    a = dense(draw(5, 8))
+    ridged = a + 0.01 * torch.eye(5).double()
+    z = 1.8 / a.sum(1).max() ** 2 * ridged
+    torch.testing.assert_close(newton_pinv(a, iters=0), z)
+    torch.testing.assert_close(newton_pinv(a, iters=1), 2 * z - z @ ridged @ z)
+
+
 def test_gradients():
     a = dense(2 * draw(2, 3, 8)).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: newton_pinv(a + a.mT, iters=30), (a,))

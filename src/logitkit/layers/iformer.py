@@ -110,7 +110,7 @@ class InceptionMixer(nn.Module):
         assert self.in_proj is not None
         height, width = x.shape[2:]
         if self.pool > 1:
-            x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
+            x = F.avg_pool2d(x, self.pool, ceil_mode=True)
         heads = self.in_proj(x.flatten(2).mT).unflatten(-1, (3 * self.attn_heads, -1)).transpose(1, 2)
         mixed = attention(*heads.chunk(3, 1)).transpose(1, 2).flatten(2).mT.unflatten(2, x.shape[2:])
         for axis in (2, 3) if self.pool > 1 else ():
