@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -120,29 +121,30 @@ def _chunked(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], al
     return out / total.masked_fill(total == 0, 1)
 
 
-def monomials(x: Float[Tensor, "*batch tokens dim"], degree: int) -> list[Float[Tensor, "*batch tokens _"]]:
-    """All products of up to `degree` coordinates, one tensor per degree, in the order of
-    `combinations_with_replacement`."""
-    dim = x.shape[-1]
-    found, last = [torch.ones_like(x[..., :1])], [-1]
-    for _ in range(degree):
-        pairs = [(p, c) for p, least in enumerate(last) for c in range(max(least, 0), dim)]
-        parent, coordinate = (torch.tensor(t, device=x.device) for t in zip(*pairs, strict=True))
-        found.append(found[-1][..., parent] * x[..., coordinate])
-        last = [c for _, c in pairs]
-    return found
+class Monomials(NamedTuple):
+    """Products of up to g of d coordinates: for each degree above 0 which product of the degree before, and
+    which coordinate, each is made of; and 1 / (d^m a_1! ... a_d!) of all, a their exponents, m the degree."""
+
+    steps: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    coefficients: tuple[float, ...]
+
+    def __call__(self, x: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens monomials"]:
+        found = [torch.ones_like(x[..., :1])]
+        for parents, coordinates in self.steps:
+            found.append(found[-1][..., list(parents)] * x[..., list(coordinates)])
+        return torch.cat(found, -1)
 
 
-def _coefficients(dim: int, degree: int) -> list[float]:
-    """1 / (dim^m a_1! ... a_dim!) for the monomials, a their exponents."""
-    found: list[float] = []
-    level: list[tuple[tuple[int, ...], int]] = [((0,) * dim, 0)]
-    for m in range(degree + 1):
-        found += [1 / (dim**m * math.prod(math.factorial(e) for e in a)) for a, _ in level]
-        level = [
-            ((*a[:c], a[c] + 1, *a[c + 1 :]), c) for a, least in level for c in range(least, dim)
-        ]  # fmt: skip
-    return found
+@functools.cache
+def monomials(dim: int, degree: int) -> Monomials:
+    """Each product of up to `degree` of `dim` coordinates once: coordinates do not fall along it."""
+    level, steps, coefficients = [((0,) * dim, 0)], [], [1.0]
+    for m in range(1, degree + 1):
+        made = [(p, c) for p, (_, least) in enumerate(level) for c in range(least, dim)]
+        steps.append((tuple(p for p, _ in made), tuple(c for _, c in made)))
+        level = [((*level[p][0][:c], level[p][0][c] + 1, *level[p][0][c + 1 :]), c) for p, c in made]
+        coefficients += [1 / (dim**m * math.prod(map(math.factorial, a))) for a, _ in level]
+    return Monomials(tuple(steps), tuple(coefficients))
 
 
 def _poly(
@@ -154,12 +156,12 @@ def _poly(
     causal: int | None,
 ) -> Tensor:
     """Monomials of queries times the product of sums over each place."""
-    coefficients = query.new_tensor(_coefficients(query.shape[-1], degree))
-    u = torch.cat(monomials(query, degree), -1) * coefficients
+    products = monomials(query.shape[-1], degree)
+    u = products(query) * query.new_tensor(products.coefficients)
     top: Tensor | None = None
     below: Tensor | None = None
     for key, value in zip(keys, values, strict=True):
-        f = torch.cat(monomials(key, degree), -1)
+        f = products(key)
         f = f if seen is None else f * seen[..., None]
         if causal is None:
             m, z = f.mT @ value, f.sum(-2)[..., None, :]
