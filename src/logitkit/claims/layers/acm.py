@@ -34,8 +34,8 @@ from logitkit.layers import acmize, computed, distill, finetune, pretrain_gates,
     statement="At a target of 0.4 of the learners a vision transformer on digits loses at most 2 points, is a"
     " point better than with the same number of learners for every token, and gives noisy images more.",
     seeds=range(3),
-    note="It is 0.93 points better at half of the static arm's work: sampled in training, gates keep to 0.4 of"
-    " the learners, and their largest logits then ask for 0.25, where the static arm runs 0.5.",
+    note="It is 0.93 points better at half of the static arm's work: sampled in training, gates keep to 0.4"
+    " of the learners, and their largest logits then ask for 0.25, where the static arm runs 0.5.",
 )
 def acm(trial: Trial) -> list[Check]:
     names = ("dense", "adaptive", "static", "share", "share, noise")
