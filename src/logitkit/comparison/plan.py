@@ -193,7 +193,7 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
         network = build_network(recipe, prepared.shape)
         objective = build_objective(recipe, prepared.shape, network)
         build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
-        build_algorithm(recipe, prepared.shape)
+        build_algorithm(recipe, prepared.shape, network)
         build_votes(recipe, prepared.shape)
         build_adapter(recipe, prepared.shape)
         for spec in recipe.calibrate if prepared.shape.task != "boxes" else ():

@@ -142,7 +142,7 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(optimizer) if scaled else optimizer
         self.backward: Callable[[Tensor], None] = self.accelerator.backward if scaled else Tensor.backward
         self.objective: Objective = objective
-        self.algorithm: Algorithm = build_algorithm(recipe, data.shape)
+        self.algorithm: Algorithm = build_algorithm(recipe, data.shape, network)
         # precision "no" needs no context at all, and entering one every step is not free
         self.autocast: Callable[[], Any] = _nothing if recipe.precision == "no" else self.accelerator.autocast
         self.progress = Progress()
@@ -349,8 +349,9 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer
         raise InputError(f"optimizer={spec}: {error}") from error
 
 
-def build_algorithm(recipe: Recipe, shape: Shape) -> Algorithm:
-    """The training step of `recipe`. Raises InputError for one that would cut bags."""
+def build_algorithm(recipe: Recipe, shape: Shape, network: nn.Module) -> Algorithm:
+    """The training step of `recipe`. Raises InputError for one that would cut bags, or that cannot train the
+    network: an algorithm's `check(network)`, if it has one, says so with a ValueError."""
     spec = recipe.algorithm
     if spec.name == "standard":
         return Standard()
@@ -360,7 +361,13 @@ def build_algorithm(recipe: Recipe, shape: Shape) -> Algorithm:
         raise InputError(f"algorithm={spec}: expected a class with step(trainer, batch).{hint}")
     if shape.bag > 1 and hasattr(make, "order"):
         raise InputError(f"algorithm={spec} orders rows one by one and would cut bags of {shape.bag} rows.")
-    return make(**spec.kwargs)
+    algorithm = make(**spec.kwargs)
+    if hasattr(algorithm, "check"):
+        try:
+            algorithm.check(network)
+        except ValueError as error:
+            raise InputError(f"algorithm={spec}: {error}") from error
+    return algorithm
 
 
 def build_votes(recipe: Recipe, shape: Shape) -> Any:

@@ -10,6 +10,7 @@ from logitkit.theory.attention_svm import (
     direction_gap,
     token_margins,
 )
+from logitkit.theory.dsd import DSDNet, Signals, bayes_score, dsd, sample_complexity, soft_threshold
 from logitkit.theory.faceted_rasch import FacetedRasch, rating_log_probabilities
 from logitkit.theory.multitasking_hopfield import (
     MultitaskingHopfield,
@@ -55,6 +56,7 @@ from logitkit.theory.topk_moe import (
 
 __all__ = [
     "AttentionSVM",
+    "DSDNet",
     "Descent",
     "FacetedRasch",
     "MultitaskingHopfield",
@@ -64,6 +66,7 @@ __all__ = [
     "RandomFeatureMLP",
     "Rate",
     "ShiftBounds",
+    "Signals",
     "SoftmaxRegression",
     "TopKMoE",
     "attention_descent",
@@ -72,11 +75,13 @@ __all__ = [
     "attention_kernel",
     "attention_output",
     "attention_svm",
+    "bayes_score",
     "convergence_slope",
     "data_shift_bounds",
     "data_step",
     "diluted_patterns",
     "direction_gap",
+    "dsd",
     "em_step",
     "equivalent_data_shift",
     "hellinger",
@@ -85,7 +90,9 @@ __all__ = [
     "rate_experiment",
     "rating_log_probabilities",
     "retrieval_phase",
+    "sample_complexity",
     "self_consistency",
+    "soft_threshold",
     "softmax_regression_gradient",
     "softmax_regression_hessian",
     "softmax_regression_loss",

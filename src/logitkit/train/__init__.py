@@ -1,6 +1,24 @@
 """Optimisers, samplers and training procedures."""
 
+from logitkit.train.counter_current import (
+    CounterCurrent,
+    CounterCurrentConv2d,
+    CounterCurrentLinear,
+    CounterCurrentNet,
+    counter_current_loss,
+)
 from logitkit.train.ngame import NGAME, NGAMESampler
 from logitkit.train.perp_grad import PerpGrad, nlm_cosine, perpendicular
 
-__all__ = ["NGAME", "NGAMESampler", "PerpGrad", "nlm_cosine", "perpendicular"]
+__all__ = [
+    "NGAME",
+    "CounterCurrent",
+    "CounterCurrentConv2d",
+    "CounterCurrentLinear",
+    "CounterCurrentNet",
+    "NGAMESampler",
+    "PerpGrad",
+    "counter_current_loss",
+    "nlm_cosine",
+    "perpendicular",
+]

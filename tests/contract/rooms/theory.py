@@ -18,6 +18,8 @@ def make(card, batch, normal, g, build, dtype, device) -> Sample:
         return sequences(batch, normal, build, labels="binary" in card.tasks)
     if "reranking" in card.tasks:
         return shares(batch, normal, build)
+    if "binary" in card.tasks:
+        return regression(batch, normal, build, labels=True)
     return ratings(batch, g, build, device)
 
 
@@ -45,10 +47,13 @@ def ratings(batch, g, build, device) -> Sample:
     return Sample(fitted, (chosen,), lambda part, rows: part.predict(rows), bad)
 
 
-def regression(batch, normal, build) -> Sample:
-    """`fit(x, y)`, `predict(x)`; the responses are linear, so that any start finds the same fit."""
-    x, noise = normal(200, 3), normal(200)
-    y = x @ x.new_tensor([1.0, -0.5, 0.25]) + 0.1 * noise
+def regression(batch, normal, build, labels=False) -> Sample:
+    """`fit(x, y)`, `predict(x)`; the responses are linear, so that any start finds the same fit. y are
+    numbers, or labels -1 and 1."""
+    width = 4 if labels else 3
+    x, noise = normal(200, width), normal(200)
+    y = x @ x.new_tensor([1.0, -0.5, 0.25, 0.1][:width]) + 0.1 * noise
+    y = y.sign() if labels else y
     bad = {
         "inputs of another rank": lambda p: p.predict(x[0]),
         "inputs of another width": lambda p: p.predict(x[:, :-1]),
@@ -58,7 +63,7 @@ def regression(batch, normal, build) -> Sample:
         "responses of another length": lambda p: p.fit(x, y[:-1]),
         "NaN responses": lambda p: p.fit(x, y * float("nan")),
     }
-    return Sample(lambda: build().fit(x, y), (normal(batch, 3),), lambda part, x: part.predict(x), bad)
+    return Sample(lambda: build().fit(x, y), (normal(batch, width),), lambda part, x: part.predict(x), bad)
 
 
 def spins(batch, normal, build) -> Sample:
