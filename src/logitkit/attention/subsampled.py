@@ -52,21 +52,28 @@ def within_windows(
     is_causal: bool = False,
 ) -> Float[Tensor, "batch heads tokens out"]:
     """mix(query, key, value, attn_mask=...) within each window, with the masks of the tokens' own order."""
-    at = windows.clamp(min=0)
-    seen = (windows >= 0)[:, None, :]
-    if is_causal:
-        seen = seen & (windows[:, None, :] <= windows[:, :, None])
-    mask = seen.unsqueeze(1)  # (windows, 1, size or 1, size)
+    at, tokens = windows.clamp(min=0), query.shape[-2]
+    mask: Tensor | None = None
+    if is_causal or windows.numel() > tokens:
+        seen = (windows >= 0)[:, None, :]
+        if is_causal:
+            seen = seen & (windows[:, None, :] <= windows[:, :, None])
+        mask = seen.unsqueeze(1)  # (windows, 1, size or 1, size)
     if attn_mask is not None:
-        queries, keys = query.shape[-2], key.shape[-2]
-        wide = attn_mask[(None,) * (4 - attn_mask.ndim)].expand(-1, -1, queries, keys)
+        wide = attn_mask[(None,) * (4 - attn_mask.ndim)].expand(-1, -1, tokens, key.shape[-2])
         own = wide[:, :, at[:, :, None], at[:, None, :]].transpose(1, 2)
-        mask = own & mask if own.dtype == torch.bool else own.masked_fill(~mask, -torch.inf)
-    parts = [x[:, :, at].transpose(1, 2) for x in (query, key, value)]
+        if mask is None:
+            mask = own
+        else:
+            mask = own & mask if own.dtype == torch.bool else own.masked_fill(~mask, -torch.inf)
+    parts = [
+        x.index_select(2, at.flatten()).unflatten(2, windows.shape).transpose(1, 2)
+        for x in (query, key, value)
+    ]
     mixed = mix(*parts, attn_mask=mask).transpose(1, 2).flatten(2, 3)
-    place = torch.empty(query.shape[-2] + 1, dtype=torch.long, device=query.device)
+    place = torch.empty(tokens + 1, dtype=torch.long, device=query.device)
     place[windows.flatten()] = torch.arange(windows.numel(), device=query.device)  # -1 writes to the last
-    return mixed[:, :, place[:-1]]
+    return mixed.index_select(2, place[:-1])
 
 
 @part(
