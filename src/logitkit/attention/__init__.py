@@ -29,6 +29,7 @@ from logitkit.attention.hopfield import (
 from logitkit.attention.inline import InlineAttention, inline_attention
 from logitkit.attention.linear import LinearAttention, linear_attention
 from logitkit.attention.lolcats import (
+    Hedgehog,
     LolcatsAttention,
     attention_transfer,
     hedgehog,
@@ -68,6 +69,7 @@ __all__ = [
     "EntropyRegularizer",
     "EntropyReport",
     "GatedPositionalAttention",
+    "Hedgehog",
     "Hopfield",
     "HopfieldLayer",
     "HopfieldPooling",

@@ -100,6 +100,43 @@ def _chunks(x: Tensor, size: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[-2] % size)).unflatten(-2, (-1, size))
 
 
+class Hedgehog(nn.Module):
+    """What is learned of `LolcatsAttention`: feature maps of queries and keys, and a gate, per head.
+
+    While `errors` is a list, a call gives what softmax attention would, and adds to the list the mean square
+    of what it would have been wrong by.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, window: int) -> None:
+        super().__init__()
+        if window < 0:
+            raise ValueError(f"window must not be negative, got {window}.")
+        self.window = window
+        eye = torch.eye(head_dim).expand(num_heads, -1, -1)
+        self.map_q, self.map_k = nn.Parameter(eye.clone()), nn.Parameter(eye.clone())
+        self.window_factor = nn.Parameter(torch.full((num_heads,), -math.log(9)))
+        self.errors: list[Tensor] | None = None
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch heads tokens dim"],
+        key: Float[Tensor, "batch kv_heads tokens dim"],
+        value: Float[Tensor, "batch kv_heads tokens out"],
+        is_causal: bool = True,
+    ) -> Float[Tensor, "batch heads tokens out"]:
+        heads = query.shape[1]
+        key, value = repeat_heads(key, heads), repeat_heads(value, heads)
+        mixed = window_and_linear(
+            query, key, value, hedgehog(query, self.map_q), hedgehog(key, self.map_k),
+            self.window_factor.sigmoid(), self.window, is_causal,
+        )  # fmt: skip
+        if self.errors is None:
+            return mixed
+        exact = softmax_attention(query, key, value, is_causal=is_causal).detach()
+        self.errors.append(F.mse_loss(mixed, exact))
+        return exact
+
+
 class State(NamedTuple):
     """What decoding needs: the number of tokens so far, keys and values of the window, and the sums before
     it."""
@@ -134,6 +171,7 @@ class LolcatsAttention(MultiheadAttention):
 
     Defaults: w = 64; as many features as a head has, W the identity at first; g starts at 0.1, the authors'.
     c_n is taken off the softmax terms alone, as published, so that g weighs them against the linear ones.
+    `integrations.transformers.linearize` does the same to models of Hugging Face.
 
     Raises: ValueError for sizes that do not fit, a negative window, masks, other dtypes than floats, an empty
     batch or NaN.
@@ -161,54 +199,39 @@ class LolcatsAttention(MultiheadAttention):
         super().__init__(
             embed_dim, num_heads, dropout, bias, num_kv_heads=num_kv_heads, rope=rope, qk_norm=qk_norm
         )
-        if window < 0:
-            raise ValueError(f"window must not be negative, got {window}.")
-        self.window = window
-        eye = torch.eye(self.head_dim).expand(num_heads, -1, -1)
-        self.map_q, self.map_k = nn.Parameter(eye.clone()), nn.Parameter(eye.clone())
-        self.window_factor = nn.Parameter(torch.full((num_heads,), -math.log(9)))
-        # While features are learned: the layer gives what softmax would, and its own error goes here.
-        self.errors: list[Tensor] | None = None
+        self.learned = Hedgehog(num_heads, self.head_dim, window)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: int | None
     ) -> Tensor:
-        key, value = repeat_heads(key, self.num_heads), repeat_heads(value, self.num_heads)
-        mixed = window_and_linear(
-            query, key, value, hedgehog(query, self.map_q), hedgehog(key, self.map_k),
-            self.window_factor.sigmoid(), self.window, causal is not None,
-        )  # fmt: skip
-        if self.errors is None:
-            return mixed
-        exact = softmax_attention(query, key, value, is_causal=causal is not None).detach()
-        self.errors.append(F.mse_loss(mixed, exact))
-        return exact
+        return self.learned(query, key, value, causal is not None)
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """As the base's; the state is a window of keys and values and the sums before it."""
         self._check_step(x)
+        learned = self.learned
         start = 0 if state is None else state.tokens
         q, k, v = self.project(x, x, x, start)
         k, v = repeat_heads(k, self.num_heads), repeat_heads(v, self.num_heads)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         if state is None:
-            matrix = x.new_zeros(*k.shape[:2], 2 * self.map_k.shape[1], v.shape[-1], dtype=wide)
+            matrix = x.new_zeros(*k.shape[:2], 2 * learned.map_k.shape[1], v.shape[-1], dtype=wide)
             state = State(0, k[:, :, :0], v[:, :, :0], matrix, matrix[..., 0])
         _, keys, values, matrix, vector = state
-        gate, found = self.window_factor.sigmoid()[:, None, None], []
+        gate, found = learned.window_factor.sigmoid()[:, None, None], []
         for i in range(x.shape[1]):
             keys, values = (
                 torch.cat([keys, k[:, :, i : i + 1]], 2),
                 torch.cat([values, v[:, :, i : i + 1]], 2),
             )
-            if keys.shape[2] > self.window:  # the oldest leaves the window
-                old = hedgehog(keys[:, :, :1], self.map_k).to(wide)
+            if keys.shape[2] > learned.window:  # the oldest leaves the window
+                old = hedgehog(keys[:, :, :1], learned.map_k).to(wide)
                 matrix, vector = matrix + old.mT @ values[:, :, :1].to(wide), vector + old[:, :, 0]
                 keys, values = keys[:, :, 1:], values[:, :, 1:]
             now = q[:, :, i : i + 1]
-            features = hedgehog(now, self.map_q).to(wide)
+            features = hedgehog(now, learned.map_q).to(wide)
             top, below = features @ matrix, features @ vector[..., None]
-            if self.window:
+            if learned.window:
                 near = _window_weights(now, keys, torch.ones_like(keys[0, 0, :, 0]).bool(), gate)
                 top, below = top + near @ values, below + near.sum(-1, keepdim=True)
             found.append((top / below).to(v.dtype))
@@ -242,10 +265,10 @@ def attention_transfer(model: nn.Module, batches: Iterable[Any], steps: int, lr:
 
     batches: inputs of the model, begun anew when they end. Nothing else is trained.
     """
-    layers = [m for m in model.modules() if isinstance(m, LolcatsAttention)]
+    layers = [m for m in model.modules() if isinstance(m, Hedgehog)]
     learned = [p for m in layers for p in (m.map_q, m.map_k, m.window_factor)]
     if not learned:
-        raise ValueError("expected a linearised model, got 0 layers of LolcatsAttention.")
+        raise ValueError("expected a linearised model, got 0 layers of linear attention.")
     optimizer, errors = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0), []
     for x in islice(cycle(batches), steps):
         for layer in layers:
@@ -291,15 +314,14 @@ def lora_finetune(
 
     batches: begun anew when they end. Nothing else is trained.
     """
-    layers = [m for m in model.modules() if isinstance(m, MultiheadAttention)]
-    if not layers:
-        raise ValueError("expected a model with attention, got 0 layers of MultiheadAttention.")
+    chosen = _projections(model)
+    if not chosen:
+        raise ValueError("expected a model with attention, got 0 projections of queries, keys and values.")
     learned: list[nn.Parameter] = []
-    for m in layers:
-        for linear, blocks in ((m.in_proj, 3 if m.num_kv_heads == m.num_heads else 1), (m.out_proj, 1)):
-            change = LowRank(linear.weight, blocks, rank, alpha)
-            parametrize.register_parametrization(linear, "weight", change)
-            learned += [change.a, change.b]
+    for linear, blocks in chosen:
+        change = LowRank(linear.weight, blocks, rank, alpha)
+        parametrize.register_parametrization(linear, "weight", change)
+        learned += [change.a, change.b]
     optimizer, losses = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0), []
     for batch in islice(cycle(batches), steps):
         value = loss(model, batch)
@@ -307,7 +329,18 @@ def lora_finetune(
             p.grad = g
         optimizer.step()
         losses.append(value.item())
-    for m in layers:
-        for linear in (m.in_proj, m.out_proj):
-            parametrize.remove_parametrizations(linear, "weight")
+    for linear, _ in chosen:
+        parametrize.remove_parametrizations(linear, "weight")
     return losses
+
+
+def _projections(model: nn.Module) -> list[tuple[nn.Linear, int]]:
+    """The projections of attention, and of how many blocks that lie one below the other each consists: those
+    of logitkit's modules, and those that transformers calls q_proj, k_proj, v_proj and o_proj."""
+    found: list[tuple[nn.Linear, int]] = []
+    for m in model.modules():
+        if isinstance(m, MultiheadAttention):
+            found += [(m.in_proj, 3 if m.num_kv_heads == m.num_heads else 1), (m.out_proj, 1)]
+        elif all(isinstance(getattr(m, f"{x}_proj", None), nn.Linear) for x in "qkvo"):
+            found += [(getattr(m, f"{x}_proj"), 1) for x in "qkvo"]
+    return found
