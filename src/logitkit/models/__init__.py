@@ -9,6 +9,13 @@ from logitkit.models.base import Backbone
 from logitkit.models.cnn import CNN
 from logitkit.models.convit import ConViT
 from logitkit.models.cswin import CSWin
+from logitkit.models.edge_moe import (
+    EdgeMoEViT,
+    TaskMoE,
+    attention_schedule,
+    online_softmax,
+    table_gelu,
+)
 from logitkit.models.iformer import IFormer
 from logitkit.models.illama import ILLaMA, SoftCausalMask, linear_mask_schedule
 from logitkit.models.linear import LinearModel
@@ -36,6 +43,7 @@ __all__ = [
     "CSWin",
     "ConViT",
     "CrossGating",
+    "EdgeMoEViT",
     "IFormer",
     "ILLaMA",
     "LinearModel",
@@ -49,14 +57,18 @@ __all__ = [
     "SoftCausalMask",
     "SpaRTAN",
     "Space",
+    "TaskMoE",
     "Terminator",
     "Transformer",
     "ViT",
+    "attention_schedule",
     "compound_loss",
     "linear_mask_schedule",
     "mask_augment",
     "masked_mse",
     "maxim_loss",
+    "online_softmax",
     "search",
     "silog_loss",
+    "table_gelu",
 ]
