@@ -53,20 +53,88 @@ SITUATIONS = (
     Situation("Labels of groups only", ("bags",), (("losses", "aggregate"),)),
     Situation(
         "Few examples of each class",
-        (),
+        ("few-rows", "few-shot-segmentation"),
         (("heads", "naive_bayes"), ("heads", "normalized_softmax"), ("contrast", "proto_triplet"),
-         ("contrast", "icnn"), ("adapt", "repri"), ("heads", "semantic")),
+         ("contrast", "icnn"), ("adapt", "prototype"), ("adapt", "repri"), ("heads", "semantic")),
     ),
     Situation("Embeddings to search with", ("retrieval",),
               (("heads", "madacos"), ("heads", "normalized_softmax"), ("heads", "cosine"),
                ("contrast", "local_triplet"), ("calibrate", "dbnorm"), ("contrast", "anncur"))),
-    Situation("Inputs unlike those of training", (),
+    Situation("Inputs unlike those of training", ("one-class",),
               (("detect", "msp"), ("detect", "mahalanobis"), ("detect", "hyp_oc"))),
+    Situation("Boxes of a detector", ("boxes",), (("calibrate", "soft_nms"),)),
     Situation(
         "Language models",
-        ("language-model",),
+        ("language-model", "noisy-sequences"),
         (("losses", "cut_cross_entropy"), ("losses", "dco"), ("losses", "multitask"), ("losses", "eisl"),
          ("adapt", "flat"), ("softmax", "tempnet"), ("calibrate", "utility_probability")),
         "For Hugging Face models: `integrations.transformers.patch_loss` and `use_loss`.",
+    ),
+)  # fmt: skip
+
+
+ATTENTION = (
+    Situation(
+        "Nothing special: a transformer of some thousand tokens at most",
+        ("attention-language-model", "attention-images"),
+        (("attention", "softmax"), ("attention", "sigmoid"), ("attention", "softplus"),
+         ("attention", "selective"), ("attention", "entropy_guided")),
+        "Start with softmax. Sigmoid attention is as good, and faster on a CPU from 2,048 tokens on.",
+    ),
+    Situation(
+        "Long sequences, and decoding from a state of fixed size",
+        ("attention-language-model", "attention-recall"),
+        (("attention", "linear"), ("attention", "dsf"), ("attention", "cosformer"), ("attention", "qlstm"),
+         ("attention", "lolcats")),
+        "`attention.linearize` and `integrations.transformers.linearize` turn a trained softmax model into"
+        " one.",
+    ),
+    Situation(
+        "Recalling one of many tokens, or relations of three",
+        ("attention-recall",),
+        (("attention", "hopfield"), ("attention", "selective"), ("attention", "tensor"),
+         ("attention", "dsf")),
+    ),
+    Situation(
+        "Longer inputs than those of training",
+        (),
+        (("attention", "softplus"), ("attention", "cosformer")),
+        "With `model=transformer(position=rope)`.",
+    ),
+    Situation(
+        "Images: fewer pairs than all pairs of tokens",
+        ("attention-images",),
+        (("attention", "cswin"), ("attention", "axial"), ("attention", "rala"), ("attention", "inline"),
+         ("attention", "soft"), ("layers", "iformer"), ("layers", "raft_mlp")),
+    ),
+    Situation(
+        "Few images",
+        (),
+        (("attention", "convit"), ("models", "convit"), ("models", "spartan"), ("theory", "dsd")),
+    ),
+    Situation(
+        "Backbones for images",
+        (),
+        (("models", "cswin"), ("models", "iformer"), ("models", "illama"), ("models", "axial"),
+         ("models", "raft_mlp"), ("models", "maxim"), ("models", "revcol"), ("models", "activator"),
+         ("models", "terminator"), ("models", "edge_moe")),
+    ),
+    Situation(
+        "Cheaper or smaller layers",
+        (),
+        (("layers", "acm"), ("layers", "kat"), ("layers", "activator"), ("layers", "snnk"),
+         ("attention", "subsampled"), ("models", "attention_supernet")),
+    ),
+    Situation(
+        "Layers with a guarantee",
+        (),
+        (("layers", "orthogonal_conv"), ("layers", "layer_norm"), ("attention", "power")),
+        "`attention=power` becomes a model of sums and products only, for encrypted inputs.",
+    ),
+    Situation(
+        "Learning without backpropagation, and why attention learns what it learns",
+        (),
+        (("train", "counter_current"), ("theory", "multitasking_hopfield"), ("theory", "attention_svm"),
+         ("theory", "random_feature_attention"), ("theory", "softmax_regression")),
     ),
 )  # fmt: skip

@@ -23,6 +23,11 @@ ROBUST = [
 ]  # fmt: skip
 ANGULAR = ["linear", "cosine", "normalized_softmax", "madacos", "ebv"]
 
+CAUSAL = [
+    "softmax", "sigmoid", "softplus", "power", "selective", "linear", "dsf", "cosformer", "lolcats(window=8)",
+    "subsampled",
+]  # fmt: skip
+
 
 class Report(NamedTuple):
     """question: what a reader wants to know; settings: of `logitkit.compare`."""
@@ -98,6 +103,45 @@ REPORTS = {
         "A byte-level language model on Python's standard library, 500 steps: which loss?",
         {"data": "text:stdlib+limit=20000", "model": "transformer", "batch_size": 32, "steps": 500,
          "lr": 3e-3, "seeds": 3, "loss": ["ce", "cut_cross_entropy", "focal", "ldr", "z_loss"]},
+    ),
+    "few-rows": Report(
+        "Ninety labelled images, nine of each class: which head?",
+        {"data": "digits+limit=150", "head": [*ANGULAR, "naive_bayes"], "seeds": 10},
+    ),
+    "one-class": Report(
+        "Only rows of one class are known: which detector finds the others?",
+        {"data": "digits+task=oneclass", "model": "linear", "detect": ["mahalanobis", "hyp_oc"], "seeds": 10},
+    ),
+    "few-shot-segmentation": Report(
+        "Shapes that training never saw are to be segmented from one or five labelled scenes: how?",
+        {"data": "scenes:n=600,size=32+task=segmentation", "model": "cnn(width=16,pools=1)", "epochs": 15,
+         "adapt": ["prototype", "repri"], "seeds": 5},
+    ),
+    "boxes": Report(
+        "A detector finds each of many crowded objects five times: which suppression?",
+        {"data": "detections", "seeds": 5,
+         "calibrate": ["soft_nms(method=hard,iou_threshold=0.3)", "soft_nms(method=hard,iou_threshold=0.5)",
+                       "soft_nms(method=hard,iou_threshold=0.6)", "soft_nms(method=linear)", "soft_nms"]},
+    ),
+    "noisy-sequences": Report(
+        "Strings are to be reversed, and a fifth of the target tokens is wrong: which loss?",
+        {"data": "strings:length=6+noise=0.2", "model": "transformer", "epochs": 20, "seeds": 5,
+         "metric": "accuracy", "loss": ["ce", "ce(label_smoothing=0.1)", "comp_sum(tau=1.7)", "ldr", "eisl"]},
+    ),
+    "attention-language-model": Report(
+        "A byte-level language model of 64 tokens, 300 steps: which attention?",
+        {"data": "text:stdlib+limit=8000", "model": "transformer", "batch_size": 16, "steps": 300,
+         "seeds": 3, "attention": CAUSAL},
+    ),
+    "attention-recall": Report(
+        "Four values are to be recalled by their keys: which attention?",
+        {"data": "recall:n=4000,vocab=32,pairs=4,length=32", "model": "transformer", "batch_size": 32,
+         "lr": 3e-3, "steps": 600, "seeds": 3, "metric": "accuracy", "attention": CAUSAL},
+    ),
+    "attention-images": Report(
+        "Digits of 16 patches: which attention?",
+        {"data": "digits", "model": "vit(dim=32,depth=2)", "seeds": 3,
+         "attention": ["softmax", "sigmoid", "linear", "inline", "rala", "cswin", "axial", "soft", "convit"]},
     ),
 }  # fmt: skip
 
