@@ -134,7 +134,7 @@ def test_linearize_keeps_the_projections():
     swapped = linearize(model, window=24)
     for m in swapped.modules():
         if isinstance(m, LolcatsAttention):
-            m.window_factor.data.fill_(50.0)
+            m.learned.window_factor.data.fill_(50.0)
     torch.testing.assert_close(swapped(x), model(x))
     assert any(isinstance(m, SoftmaxAttention) for m in model.modules())
     assert (linearize(model, window=4).forward_features(x) - model.forward_features(x)).abs().max() > 1e-3

@@ -38,8 +38,8 @@ EFFICIENT = LARGEST._replace(attention=("cosformer",) * 3)
     " of cosFormer throughout.",
     seeds=range(3),
     note="The supernet ranks as claimed, and what the search finds costs a third less. It is 1.2 % worse than"
-    " the largest softmax network, where 1 % was asked for, and 0.9 % worse than cosFormer throughout, which is of"
-    " full size.",
+    " the largest softmax network, where 1 % was asked for, and 0.9 % worse than cosFormer throughout, which"
+    " is of full size.",
 )
 def cosformer(trial: Trial) -> list[Check]:
     rank, cost = [], []
