@@ -6,6 +6,7 @@ import torch
 import logitkit
 from logitkit import data
 from logitkit.calibrate import SoftNMS
+from logitkit.cli.predictions import write_predictions
 from logitkit.engine import Prepared, Recipe, run
 from logitkit.errors import InputError
 from logitkit.ops import average_precision
@@ -53,6 +54,9 @@ def test_a_comparison_ranks_rules_and_keeps_the_best(tmp_path):
     again = logitkit.load(tmp_path / "winner")
     x = data.load(SOURCE).x
     torch.testing.assert_close(again.predict(x), result.best.predict(x))
+    written = tmp_path / "scores.csv"
+    assert write_predictions(again, SOURCE, written) == 30
+    assert len(written.read_text().splitlines()) == 31
 
 
 @pytest.mark.parametrize(

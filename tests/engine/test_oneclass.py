@@ -7,6 +7,7 @@ import torch
 
 import logitkit
 from logitkit import data
+from logitkit.cli.predictions import write_predictions
 from logitkit.detect import Mahalanobis
 from logitkit.engine import Prepared, Recipe, run
 from logitkit.engine.metrics import one_class
@@ -55,6 +56,9 @@ def test_a_comparison_without_a_choice_compares_detectors(tmp_path):
     )
     assert {row.label for row in result.ranking} == {"detect=mahalanobis", "detect=hyp_oc"}
     assert len(result.best.predict(SOURCE)) == 400
+    written = tmp_path / "found.csv"
+    assert write_predictions(result.best, SOURCE, written) == 400
+    assert written.read_text().startswith("abnormality")
 
 
 @pytest.mark.parametrize(

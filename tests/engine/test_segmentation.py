@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import logitkit
 from logitkit import data
 from logitkit.adapt import Prototype
+from logitkit.cli.predictions import write_predictions
 from logitkit.engine import Batch, Prepared, Recipe, Trainer, run
 from logitkit.engine import metrics as M
 from logitkit.errors import InputError
@@ -86,6 +87,9 @@ def test_a_comparison_ranks_ways_to_adapt(tmp_path):
     assert found["adapt=prototype"]["miou@1"] != found["adapt=repri"]["miou@1"]
     x = data.load(SOURCE).x[:3]
     assert result.best.predict(x).shape == (3, 24, 24)
+    written = tmp_path / "pixels.csv"
+    assert write_predictions(result.best, SOURCE, written) == 150
+    assert len(written.read_text().splitlines()[1].split()) == 24 * 24
 
 
 def test_every_loss_of_classification_trains_on_pixels(split):

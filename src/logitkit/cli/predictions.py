@@ -11,7 +11,8 @@ from logitkit.engine.checkpoint import write_atomically
 
 def write_predictions(model: Predictor, source: str, output: Path) -> int:
     """Write a line per row of `source`: `prediction`, and for classes `p_<class>` each; of several labels the
-    five best, for retrieval the embedding, for sequences the tokens. Returns the rows."""
+    five best, for retrieval the embedding, for sequences the tokens, for segmentation the class numbers of
+    the pixels in reading order, for one class how abnormal it is, for boxes scores. Returns the rows."""
     import polars as pl
 
     x = model.inputs(source)
@@ -20,6 +21,13 @@ def write_predictions(model: Predictor, source: str, output: Path) -> int:
     elif model.shape.task == "sequence":
         found = model.scores(x).argmax(1).view(x.shape).tolist()
         table = pl.DataFrame({"prediction": [" ".join(model.names[k] for k in row) for row in found]})
+    elif model.shape.task == "segmentation":
+        found = model.classes_of_pixels(x).flatten(1).tolist()
+        table = pl.DataFrame({"prediction": [" ".join(map(str, row)) for row in found]})
+    elif model.shape.task == "oneclass":
+        table = pl.DataFrame({"abnormality": model.abnormality(x).numpy()})
+    elif model.shape.task == "boxes":
+        table = pl.DataFrame({f"score_{k}": column for k, column in enumerate(model.scores(x).T.numpy())})
     elif model.shape.task == "retrieval":
         columns = model.embeddings(x).T.numpy()
         table = pl.DataFrame({f"embedding_{k}": column for k, column in enumerate(columns)})

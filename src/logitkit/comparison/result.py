@@ -182,7 +182,7 @@ class Comparison:
                     "rows": len(data),
                     "task": data.task,
                     "kind": data.kind,
-                    "classes": None if data.task == "regression" else data.num_classes,
+                    "classes": None if data.task in ("regression", "boxes") else data.num_classes,
                     "fingerprint": data.fingerprint,
                 },
                 "metric": plan.metric,

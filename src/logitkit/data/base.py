@@ -120,9 +120,9 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; for a sequence task, of tokens. Raises `InputError` for regression."""
-        if self.task == "regression":
-            raise InputError(f"{self.name} is a regression task and has no classes.")
+        """Number of classes; for a sequence task, of tokens. Raises `InputError` for regression and boxes."""
+        if self.task in ("regression", "boxes"):
+            raise InputError(f"{self.name} is a {self.task} task and has no classes.")
         if self.task == "bags" and self.y.ndim == 2:
             return self.y.shape[1]
         return len(self.class_names) if self.class_names is not None else int(self.y.max()) + 1

@@ -108,6 +108,11 @@ class Predictor:
         with threads(self.recipe.threads):
             return forward(self.network.maps, x)
 
+    def classes_of_pixels(self, x: Tensor) -> Tensor:
+        """The most probable class (batch, height, width) of each pixel, of those seen in training."""
+        maps = self.scores(x).view(len(x), *self.network.grid, self.shape.num_classes)
+        return M.resize(maps.movedim(-1, 1), self.shape.input_shape[1:]).argmax(1)
+
     @property
     def adapter(self) -> Any:
         """The recipe's `adapt`."""
@@ -140,8 +145,7 @@ class Predictor:
         if self.shape.task == "boxes":
             return self.scores(x)
         if self.shape.task == "segmentation":
-            maps = self.scores(x).view(len(x), *self.network.grid, self.shape.num_classes)
-            return M.resize(maps.movedim(-1, 1), self.shape.input_shape[1:]).argmax(1)
+            return self.classes_of_pixels(x)
         if self.shape.task == "sequence":
             return self.scores(x).argmax(1).view(x.shape)
         if self.shape.task == "multilabel":

@@ -170,7 +170,7 @@ class EdgeMoEViT(ViT):
         tasks: int = 1,
     ) -> None:
         super().__init__(input_shape, depth, dim, heads, dropout, patch)
-        for block in self.blocks[1::2]:
+        for block in list(self.blocks)[1::2]:
             block.mlp = TaskMoE(dim, max(1, 4 * dim // k), experts, k, tasks)
 
     def for_task(self, task: int) -> EdgeMoEViT:
