@@ -52,7 +52,7 @@ def test_loop_over_plain_floats(rope):
                 t[name, n] = 1 + math.log(n + 1) / (1 + math.exp(-a)) + token
         for h in range(2):
             for i in range(6):
-                scores = [t["q", i] * float(q[b, h, i] @ k[b, h, j]) / 2 for j in range(i + 1)]
+                scores = [t["q", i] * (q[b, h, i] @ k[b, h, j]).item() / 2 for j in range(i + 1)]
                 total = sum(math.exp(s) for s in scores)
                 for j, s in enumerate(scores):
                     expected[b, h, i] += math.exp(s) / total * t["v", j] * v[b, h, j]
