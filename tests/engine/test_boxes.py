@@ -54,6 +54,9 @@ def test_a_comparison_ranks_rules_and_keeps_the_best(tmp_path):
     again = logitkit.load(tmp_path / "winner")
     x = data.load(SOURCE).x
     torch.testing.assert_close(again.predict(x), result.best.predict(x))
+    page = result.report(tmp_path / "report.html").read_text()
+    assert "3 calibrators were compared" in page
+    assert "Learning curves" not in page  # nothing was trained
     written = tmp_path / "scores.csv"
     assert write_predictions(again, SOURCE, written) == 30
     assert len(written.read_text().splitlines()) == 31

@@ -10,6 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from logitkit.engine.checkpoint import write_atomically
+from logitkit.engine.tasks import TASKS
 from logitkit.report import figures
 from logitkit.report.markup import as_json, esc, plot, section, swatch
 from logitkit.report.numbers import COSTS, QUANTITIES, count, decimals, mean_of, name_of, text
@@ -125,7 +126,7 @@ def _ranking_caption(study: Study) -> str:
 
 
 def _cost(study: Study) -> str:
-    if len(study.ranked) < 2:
+    if len(study.ranked) < 2 or not TASKS[study.task].trains:
         return ""
     figure = figures.cost(study)
     costs = {key: [mean_of(arm.row["means"], key) for arm in study.ranked] for key in COSTS}
@@ -155,7 +156,7 @@ def _cost(study: Study) -> str:
 
 def _curves(study: Study) -> str:
     figure = figures.curves(study)
-    if not figure.data:
+    if not figure.data or not TASKS[study.task].trains:
         return ""
     drawn = {trace.meta["arm"] for trace in figure.data}
     arms = [arm for arm in study.arms if arm.index in drawn]

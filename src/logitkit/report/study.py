@@ -15,8 +15,10 @@ NOUNS = {
     "model": ("model", "models"), "head": ("head", "heads"), "softmax": ("normaliser", "normalisers"),
     "loss": ("loss", "losses"), "algorithm": ("algorithm", "algorithms"),
     "optimizer": ("optimizer", "optimizers"), "detect": ("detector", "detectors"),
+    "attention": ("attention", "attentions"), "layers": ("layer", "layers"),
+    "calibrate": ("calibrator", "calibrators"), "adapt": ("way to adapt", "ways to adapt"),
 }  # fmt: skip
-EXAMPLES = {"image": "images", "tokens": "texts"}
+EXAMPLES = {"image": "images", "tokens": "texts", "boxes": "images"}
 
 
 @dataclass(frozen=True)
