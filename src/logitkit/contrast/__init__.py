@@ -7,6 +7,7 @@ from logitkit.contrast.decoupled_softmax import DecoupledSoftmax, decoupled_soft
 from logitkit.contrast.icnn import ICNNLoss, icnn_score
 from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local_triplet, match_local
 from logitkit.contrast.multi_positive import MultiPositive
+from logitkit.contrast.multi_similarity import MultiSimilarityLoss
 from logitkit.contrast.proto_triplet import (
     EpisodeSampler,
     ProtoTripletLoss,
@@ -14,7 +15,9 @@ from logitkit.contrast.proto_triplet import (
     prototypes,
 )
 from logitkit.contrast.soft_topk import SoftTopK
+from logitkit.contrast.supcon import SupConLoss
 from logitkit.contrast.tempnet_contrastive import TemperatureGenerator, TempNetContrastive
+from logitkit.contrast.triplet import TripletLoss
 from logitkit.contrast.triplet_ohnm import TripletOHNM, triplet_ohnm
 
 __all__ = [
@@ -26,11 +29,14 @@ __all__ = [
     "ICNNLoss",
     "LocalTripletLoss",
     "MultiPositive",
+    "MultiSimilarityLoss",
     "ProtoTripletLoss",
     "RankingLoss",
     "SoftTopK",
+    "SupConLoss",
     "TempNetContrastive",
     "TemperatureGenerator",
+    "TripletLoss",
     "TripletOHNM",
     "decoupled_softmax",
     "episode_accuracy",
