@@ -73,6 +73,20 @@ def test_ignored_rows_count_nothing(name):
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
+def test_a_row_has_the_same_loss_wherever_in_the_batch_it_stands(name):
+    """To the last bit; the mean adds in another order."""
+    logits, target, extra = batch(name, rows=24)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    each = build(name, reduction="none")(logits, target, **extra)
+    torch.manual_seed(0)
+    moved = build(name, reduction="none")(
+        logits[order], target[order], **{k: v[order] for k, v in extra.items()}
+    )
+    assert torch.equal(moved, each[order])
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
 def test_extreme_logits_have_finite_values_and_gradients(name):
     rows = [
         [1e4, -1e4, 0, 0, 0],
