@@ -74,7 +74,7 @@ def test_ignored_rows_count_nothing(name):
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
 def test_a_row_has_the_same_loss_wherever_in_the_batch_it_stands(name):
-    """To the last bit; the mean adds in another order."""
+    """To rounding: torch's vectorised functions may differ in the last bit at the end of a vector."""
     logits, target, extra = batch(name, rows=24)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def test_a_row_has_the_same_loss_wherever_in_the_batch_it_stands(name):
     moved = build(name, reduction="none")(
         logits[order], target[order], **{k: v[order] for k, v in extra.items()}
     )
-    assert torch.equal(moved, each[order])
+    torch.testing.assert_close(moved, each[order], rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
