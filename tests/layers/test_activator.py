@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from logitkit.layers import ActivatorBlock, GatingUnit
-from logitkit.models import Activator
 
 
 def draw(*shape, seed=0):
@@ -45,25 +44,9 @@ def test_no_token_sees_another():
     assert (seen - seen.diag().diag() == 0).all()
 
 
-@pytest.mark.parametrize("position", [False, True])
-def test_a_bag_of_patches(position):
-    torch.manual_seed(0)
-    model = Activator((1, 8, 8), depth=2, dim=16, position=position).double()
-    x = draw(3, 1, 8, 8)
-    swapped = torch.cat([x[:, :, 4:], x[:, :, :4]], dim=2)  # moves whole patches of 2x2
-    assert torch.allclose(model(x), model(swapped), rtol=1e-12) != position
-
-
 @pytest.mark.parametrize("ffn", [True, False])
 def test_parameters_of_a_block(ffn):
     d, h = 12, 20
     block = ActivatorBlock(d, h, ffn=ffn)
     expected = 3 * d * h + 2 * h + d + 2 * h + 2 * d + (2 * d * h + h + d if ffn else 0)
     assert sum(p.numel() for p in block.parameters()) == expected
-
-
-def test_bad_settings():
-    with pytest.raises(ValueError, match="hidden must be a whole number of at least 1, got 0"):
-        GatingUnit(8, 0)
-    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
-        Activator((1, 8, 8), depth=0)

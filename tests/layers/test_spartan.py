@@ -6,7 +6,6 @@ from torch import nn
 
 from logitkit.layers import SpartanBlock, SpatialMixer, WaveMixer, wave_product
 from logitkit.layers.base import DropPath
-from logitkit.models import SpaRTAN
 
 # henry-pay/SpaRTAN, src/model/spartan.py: Block of 8 channels with expansion 2, in training, with sines for
 # weights; the 8 channels of a pixel of the second image
@@ -86,22 +85,3 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     assert (dropped.flatten(1).std(1) == 0).all()
     assert abs(dropped.mean().item() - 1) < 0.03
     assert torch.equal(DropPath(0.25).eval()(dropped), dropped)
-
-
-@pytest.mark.parametrize(
-    ("shape", "map"), [((1, 8, 8), (4, 4)), ((3, 32, 32), (4, 4)), ((1, 9, 20), (3, 5)), ((1, 3, 3), (3, 3))]
-)
-def test_backbone(shape, map):
-    model, x = SpaRTAN(shape), torch.randn(2, *shape)
-    features = model.forward_features(x)
-    assert features.shape == (2, 48, *map)
-    torch.testing.assert_close(model.pool(features), features.mean((2, 3)))
-
-
-def test_bad_settings():
-    with pytest.raises(ValueError, match="channels must be a multiple of 8, got 12"):
-        SpartanBlock(12)
-    with pytest.raises(ValueError, match="expand must be a whole number of at least 2"):
-        WaveMixer(8, 1)
-    with pytest.raises(ValueError, match="an entry for each stage"):
-        SpaRTAN((1, 8, 8), dims=(8,))
