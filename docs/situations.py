@@ -79,14 +79,17 @@ ATTENTION = (
         ("attention-language-model", "attention-images"),
         (("attention", "softmax"), ("attention", "sigmoid"), ("attention", "softplus"),
          ("attention", "selective"), ("attention", "entropy_guided")),
-        "Start with softmax. Sigmoid attention is as good, and faster on a CPU from 2,048 tokens on.",
+        "Start with softmax. Sigmoid attention is as good; on a CPU it is faster from 2,048 tokens on with"
+        " heads of 64 features, and slower with heads of 16 ([performance](performance.md)).",
     ),
     Situation(
         "Long sequences, and decoding from a state of fixed size",
         ("attention-language-model", "attention-recall"),
         (("attention", "linear"), ("attention", "dsf"), ("attention", "cosformer"), ("attention", "qlstm"),
          ("attention", "lolcats")),
-        "`attention.linearize` and `integrations.transformers.linearize` turn a trained softmax model into"
+        "A step of linear and normalised attention is cheaper than one of softmax from about 2,048 tokens on"
+        " ([performance](performance.md)). `attention.linearize` and `integrations.transformers.linearize` turn"
+        " a trained softmax model into"
         " one.",
     ),
     Situation(

@@ -24,7 +24,7 @@ LENGTHS = (128, 512, 2048, 8192)
 
 
 def _arms(n: int, small: bool) -> Arms:
-    n = 96 if small else n
+    n = 272 if small else n
     g = torch.Generator().manual_seed(0)
     x, cotangent = (torch.randn(1, n, 64, generator=g) for _ in range(2))
     parts: dict[str, MultiheadAttention] = {}
