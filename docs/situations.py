@@ -89,8 +89,7 @@ ATTENTION = (
          ("attention", "lolcats")),
         "A step of linear and normalised attention is cheaper than one of softmax from about 2,048 tokens on"
         " ([performance](performance.md)). `attention.linearize` and `integrations.transformers.linearize` turn"
-        " a trained softmax model into"
-        " one.",
+        " a trained softmax model into one.",
     ),
     Situation(
         "Recalling one of many tokens, or relations of three",
