@@ -88,8 +88,8 @@ ATTENTION = (
         (("attention", "linear"), ("attention", "dsf"), ("attention", "cosformer"), ("attention", "qlstm"),
          ("attention", "lolcats")),
         "A step of linear and normalised attention is cheaper than one of softmax from about 2,048 tokens on"
-        " ([performance](performance.md)). `attention.linearize` and `integrations.transformers.linearize` turn"
-        " a trained softmax model into one.",
+        " ([performance](performance.md)). `attention.linearize` and `integrations.transformers.linearize`"
+        " turn a trained softmax model into one.",
     ),
     Situation(
         "Recalling one of many tokens, or relations of three",
