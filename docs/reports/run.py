@@ -24,9 +24,11 @@ ROBUST = [
 ANGULAR = ["linear", "cosine", "normalized_softmax", "madacos", "ebv"]
 
 CAUSAL = [
-    "softmax", "sigmoid", "softplus", "power", "selective", "linear", "dsf", "cosformer", "lolcats(window=8)",
-    "subsampled",
+    "softmax", "sigmoid", "softplus", "power", "selective", "entropy_guided", "hopfield", "subsampled",
+    "linear", "dsf", "qlstm", "cosformer", "lolcats",
 ]  # fmt: skip
+# Length -> steps of the comparisons of attention by length: 2,048 tokens in each, one sequence at least.
+STEPS = {128: 200, 512: 150, 2048: 100, 8192: 20}
 
 
 class Report(NamedTuple):
@@ -133,11 +135,25 @@ REPORTS = {
         {"data": "text:stdlib+limit=8000", "model": "transformer", "batch_size": 16, "steps": 300,
          "seeds": 3, "attention": CAUSAL},
     ),
-    "attention-recall": Report(
-        "Four values are to be recalled by their keys: which attention?",
-        {"data": "recall:n=4000,vocab=32,pairs=4,length=32", "model": "transformer", "batch_size": 32,
-         "lr": 3e-3, "steps": 600, "seeds": 3, "metric": "accuracy", "attention": CAUSAL},
-    ),
+    **{
+        f"attention-text-{length}": Report(
+            f"A byte-level language model of {length:,} tokens, {steps} steps: which attention?",
+            {"data": f"text:stdlib+length={length}+limit={max(40, 131072 // length)}",
+             "model": "transformer(dim=32,heads=2)", "batch_size": max(1, 2048 // length), "lr": 3e-3,
+             "steps": steps, "seeds": 3, "attention": CAUSAL},
+        )
+        for length, steps in STEPS.items()
+    },
+    **{
+        f"attention-recall-{length}": Report(
+            f"Four values are to be recalled by their keys among {length:,} tokens: which attention?",
+            {"data": f"recall:n=3000,vocab=32,pairs=4,length={length}",
+             "model": "transformer(dim=32,heads=2)",
+             "batch_size": 2048 // length, "lr": 3e-3, "steps": 600, "seeds": 3, "metric": "accuracy",
+             "attention": CAUSAL},
+        )
+        for length in (32, 128)
+    },
     "attention-images": Report(
         "Digits of 16 patches: which attention?",
         {"data": "digits", "model": "vit(dim=32,depth=2)", "seeds": 3,

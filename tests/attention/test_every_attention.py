@@ -4,6 +4,8 @@ import inspect
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from logitkit import attention, catalog
@@ -236,6 +238,79 @@ def test_a_function_mixes_values(name, shape):
         for x in later:
             x[:, :, -1] += 5.0
         torch.testing.assert_close(function(q, *later, is_causal=True)[:, :, :-1], first[:, :, :-1])
+
+
+shapes = {
+    "queries": st.integers(1, 9), "keys": st.integers(1, 9), "kv_heads": st.sampled_from([1, 2, 4]),
+    "shown": st.sampled_from([0.0, 0.3, 0.7, 1.0]), "seed": st.integers(0, 99),
+}  # fmt: skip
+any_shape = settings(max_examples=15, deadline=None, derandomize=True)
+MASKED = [name for name in FUNCTIONS if name in able("mask")]
+
+
+@pytest.mark.parametrize("name", MASKED)
+@any_shape
+@given(**shapes, per_head=st.booleans())
+def test_a_function_under_any_mask(name, queries, keys, kv_heads, shown, seed, per_head):
+    """Hidden keys and values contribute nothing, whatever they are; a row that sees nobody is 0; masks of
+    True and of 0 are one; what a query gets does not depend on the other queries."""
+    q, k, v = sdpa_inputs(queries, keys, seed, kv_heads)
+    g = torch.Generator().manual_seed(seed)
+    seen = torch.rand(4 if per_head else 1, queries, keys, generator=g) < shown
+
+    def run(q, k, v, mask):
+        return FUNCTIONS[name](q, k, v, attn_mask=mask, enable_gqa=True)
+
+    out = run(q, k, v, seen)
+    assert out.isfinite().all()
+    assert out.masked_select(~seen.any(-1, keepdim=True)).abs().sum() == 0
+    additive = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, -torch.inf)
+    torch.testing.assert_close(run(q, k, v, additive), out)
+    unseen = ~seen.any(0).any(0)
+    k[:, :, unseen], v[:, :, unseen] = 1e3, -1e3
+    torch.testing.assert_close(run(q, k, v, seen), out)
+    row = seed % queries
+    torch.testing.assert_close(run(q[:, :, [row]], k, v, seen[:, [row]]), out[:, :, [row]])
+
+
+@pytest.mark.parametrize("name", MASKED)
+@any_shape
+@given(**shapes, before=st.integers(0, 8))
+def test_a_function_is_causal_after_a_cache(name, queries, keys, kv_heads, shown, seed, before):
+    """With keys of `before` earlier tokens, the causal offset: the mask that lets query i see keys up to
+    i + before, alone and beside another mask."""
+    del keys
+    q, k, v = sdpa_inputs(queries, queries + before, seed, kv_heads)
+    triangle = torch.ones(queries, queries + before, dtype=torch.bool).tril(before)
+    other = torch.rand(triangle.shape, generator=torch.Generator().manual_seed(seed)) < shown
+    causal = {"is_causal": True, "causal_offset": before, "enable_gqa": True}
+    function = FUNCTIONS[name]
+    torch.testing.assert_close(
+        function(q, k, v, **causal), function(q, k, v, attn_mask=triangle, enable_gqa=True)
+    )
+    torch.testing.assert_close(
+        function(q, k, v, attn_mask=other, **causal),
+        function(q, k, v, attn_mask=triangle & other, enable_gqa=True),
+    )
+
+
+@pytest.mark.parametrize("name", able("mask", "padding"))
+@any_shape
+@given(batch=st.integers(1, 3), grid=st.sampled_from([(1, 1), (1, 2), (2, 2), (3, 3)]),
+       shown=shapes["shown"], seed=shapes["seed"])  # fmt: skip
+def test_a_part_under_any_mask_and_padding(name, batch, grid, shown, seed):
+    """Both together are the mask of both for each sequence; nothing hidden contributes; all is finite."""
+    part, x = make(name, grid), tokens(grid, batch, seed)
+    n = x.shape[1]
+    g = torch.Generator().manual_seed(seed)
+    hidden, padding = torch.rand(n, n, generator=g) >= shown, torch.rand(batch, n, generator=g) < 0.3
+    out = call(part, x, attn_mask=hidden, key_padding_mask=padding)
+    assert out.isfinite().all()
+    both = (hidden | padding[:, None]).repeat_interleave(HEADS, 0)
+    torch.testing.assert_close(call(part, x, attn_mask=both), out)
+    changed = x.masked_fill(padding[..., None], 50.0)
+    found = call(part, changed, attn_mask=hidden, key_padding_mask=padding)
+    torch.testing.assert_close(found[~padding], out[~padding])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -23,9 +23,10 @@ def make(**settings):
     return Recipe.of(**{"epochs": 3, "model": "mlp(hidden=(16,))", **settings})
 
 
-def test_it_is_the_bare_loop(prepared):
+@pytest.mark.parametrize(("batch_size", "epochs"), [(64, 3), (1, 1)])
+def test_it_is_the_bare_loop(prepared, batch_size, epochs):
     """Same weights, bit for bit, as twenty lines of PyTorch."""
-    recipe = make(schedule="constant", weight_decay=0.01, seed=3)
+    recipe = make(schedule="constant", weight_decay=0.01, seed=3, batch_size=batch_size, epochs=epochs)
     torch.set_num_threads(1)
     trained = Trainer(recipe, prepared).run()
 
@@ -37,9 +38,9 @@ def test_it_is_the_bare_loop(prepared):
     twin.load_state_dict(dict(zip(twin.state_dict(), start.state_dict().values(), strict=True)))
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     x, y = prepared.train
-    for epoch in range(3):
+    for epoch in range(epochs):
         order = torch.randperm(len(y), generator=seeded("order", 3, epoch))
-        for rows in order.split(64):
+        for rows in order.split(batch_size):
             loss = nn.functional.cross_entropy(twin(x[rows]), y[rows])
             optimizer.zero_grad()
             loss.backward()

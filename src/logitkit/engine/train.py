@@ -166,7 +166,8 @@ class Trainer:
         while not progress.stopped and self._share(started) < 1:
             at = progress.step % self._epoch_steps
             rows = order[at * recipe.batch_size : (at + 1) * recipe.batch_size]
-            if len(rows) > 1 or len(order) == 1:  # batch statistics of a lone last row are undefined
+            # batch statistics of a lone last row are undefined
+            if len(rows) > 1 or len(order) == 1 or recipe.batch_size == 1:
                 self._schedule(self._share(started))
                 loss = self._step(Batch(self._x[rows], self._y[rows], rows))
                 progress.loss_sum += loss

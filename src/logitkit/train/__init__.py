@@ -7,6 +7,7 @@ from logitkit.train.counter_current import (
     CounterCurrentNet,
     counter_current_loss,
 )
+from logitkit.train.hebbian import Hebbian
 from logitkit.train.ngame import NGAME, NGAMESampler
 from logitkit.train.perp_grad import PerpGrad, nlm_cosine, perpendicular
 
@@ -16,6 +17,7 @@ __all__ = [
     "CounterCurrentConv2d",
     "CounterCurrentLinear",
     "CounterCurrentNet",
+    "Hebbian",
     "NGAMESampler",
     "PerpGrad",
     "counter_current_loss",
