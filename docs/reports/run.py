@@ -123,6 +123,11 @@ REPORTS = {
          "calibrate": ["soft_nms(method=hard,iou_threshold=0.3)", "soft_nms(method=hard,iou_threshold=0.5)",
                        "soft_nms(method=hard,iou_threshold=0.6)", "soft_nms(method=linear)", "soft_nms"]},
     ),
+    "unlearning": Report(
+        "A model that knows 200 facts is to forget 20 of them and keep the others: how?",
+        {"data": "facts", "model": "transformer(dim=64)", "lr": 3e-3, "epochs": 100, "seeds": 3,
+         "adapt": ["gradient_ascent", "none", "flat", "flat(divergence=tv)", "grad_diff", "npo", "dpo"]},
+    ),
     "noisy-sequences": Report(
         "Strings are to be reversed, and a fifth of the target tokens is wrong: which loss?",
         {"data": "strings:length=6+noise=0.2", "model": "transformer", "epochs": 20, "seeds": 5,

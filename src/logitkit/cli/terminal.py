@@ -25,6 +25,7 @@ SHOWN = {
     "ordinal": ("rps", "kappa", "accuracy", "noise_mae"),
     "retrieval": ("r@1", "r@10", "hubness", "noise_map"),
     "sequence": ("accuracy", "perplexity"),
+    "unlearning": ("retained", "known", "template"),
     "crowd": ("nll", "ece", "ood_auroc", "noise_accuracy"),
     "bags": ("nll", "ece", "ood_auroc", "noise_accuracy"),
     "multilabel": ("p@5", "ndcg@5", "psp@5", "noise_p@1"),

@@ -20,6 +20,7 @@ from logitkit.engine.train import Prepared
 from logitkit.errors import InputError, nearest
 
 SETTINGS = {"seeds", "tune", "metric"}
+SHARES = ("accuracy", "p@1", "r@", "selectivity", "retained", "known", "template")
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Plan:
 
     @property
     def resolution(self) -> float:
-        """Smallest step of the metric: one test row for an accuracy, 0 for a continuous metric."""
-        return 1 / self._sizes[0] if any(name in self.metric for name in ("accuracy", "p@1", "r@")) else 0.0
+        """Smallest step of the metric: one test row for a share of rows, 0 for a continuous metric."""
+        return 1 / self._sizes[0] if any(name in self.metric for name in SHARES) else 0.0
 
 
 @cache

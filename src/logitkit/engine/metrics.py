@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitkit.data.base import IGNORE
+from logitkit.data.base import IGNORE, following
 from logitkit.detect.hyp_oc import equal_error_rate
 from logitkit.errors import InputError
 from logitkit.heads import ranked_probability_score
@@ -230,6 +230,31 @@ def tokens(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[st
     nats /= max(count, 1)
     perplexity = math.exp(nats) if nats < 700 else math.inf
     return {"bits": nats / math.log(2), "accuracy": right / max(count, 1), "perplexity": perplexity}
+
+
+@torch.no_grad()
+def exact(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """(batch,) bool: whether all tokens of y (batch, tokens) that are not `IGNORE` are the most probable."""
+    right = []
+    for some, labels in zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True):
+        said = network(some).argmax(1).view(labels.shape)
+        right.append(((said == labels) | (labels == IGNORE)).all(1))
+    return torch.cat(right)
+
+
+def unlearning(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
+    """Shares of answers that are the most probable ones, y (batch, 2, tokens) being the answer of each row
+    and what it is to be answered with instead, `IGNORE` for rows to keep: `retained` of the rows to keep,
+    `known` of those to forget, `template` of the latter's other answer, and `selectivity`, retained -
+    known."""
+    answer, instead = y.unbind(1)
+    marked = (instead != IGNORE).any(1)
+    right = exact(network, x, answer).double()
+    said = exact(network, following(x[marked], instead[marked]), instead[marked]).double()
+    retained, known = right[~marked].mean().item(), right[marked].mean().item()
+    return {
+        "selectivity": retained - known, "retained": retained, "known": known, "template": said.mean().item()
+    }  # fmt: skip
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

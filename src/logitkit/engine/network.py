@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from logitkit import catalog
+from logitkit.data.base import OF_TOKENS
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError, nearest
@@ -243,9 +244,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Any:
     _check_reads(recipe.model, shape)
     for slot, room in (("model", "models"), ("head", "heads")):
         spec = getattr(recipe, slot)
-        able = (
-            ("sequence",) if room == "models" and shape.task == "sequence" else (TASKS[shape.task].network,)
-        )
+        able = ("sequence",) if room == "models" and shape.task in OF_TOKENS else (TASKS[shape.task].network,)
         if ":" not in spec.name and not catalog.get(room, spec.name).tasks.intersection(able):
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
     backbone = build_backbone(recipe, shape)
@@ -264,7 +263,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Any:
     known = {**shape.context(), **recipe.softmax.kwargs}
     normalizer = None if plain else catalog.create("softmax", softmax.name, **known)
     grid = _grid(recipe, backbone, shape) if shape.task == "segmentation" else ()
-    per_token = shape.task in ("sequence", "segmentation")
+    per_token = shape.task in (*OF_TOKENS, "segmentation")
     return Network(backbone, head, normalizer, "target" in card.needs, per_token, grid)
 
 

@@ -15,16 +15,20 @@ from torch import Tensor, nn
 import logitkit
 from logitkit import catalog, data
 from logitkit.data import Preprocessor
+from logitkit.data.base import OF_TOKENS, seeded
 from logitkit.engine import metrics as M
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network
-from logitkit.engine.recipe import PartSpec, Recipe
+from logitkit.engine.recipe import BUILT_IN, PartSpec, Recipe
 from logitkit.engine.tasks import TASKS, to_prediction
 from logitkit.engine.train import Prepared, threads
+from logitkit.engine.unlearning import unlearned
 from logitkit.errors import InputError
 
 FORMAT = 1
+ADAPTED = {"segmentation": "prototype", "unlearning": "none"}
+"""Tasks that the recipe's `adapt` is for, and what "auto" stands for."""
 NOISE = 0.5  # standard deviation of the input noise of `noise_accuracy`, in standardised units
 
 
@@ -51,8 +55,14 @@ class Predictor:
 
     @classmethod
     def fit(cls, recipe: Recipe, network: Network, prepared: Prepared) -> Predictor:
-        """Fit the recipe's calibrators on the validation split and its detector on the training split."""
+        """Fit the recipe's calibrators on the validation split and its detector on the training split. A
+        network that is to forget is copied, and the copy forgets. Raises `Diverged` where that leads
+        nowhere."""
         network.eval()
+        if prepared.shape.task == "unlearning" and recipe.adapt.name not in BUILT_IN["adapt"]:
+            part, needs = build_adapter(recipe, prepared.shape), catalog.get("adapt", recipe.adapt.name).needs
+            facts = *prepared.train, prepared.train_set.extras["instead"]
+            network = unlearned(network, part, needs, *facts, seeded("unlearning", recipe.seed))
         calibrators: list[Any] = []
         x_val, y_val = prepared.val
         if recipe.calibrate and prepared.shape.task != "boxes":
@@ -146,7 +156,7 @@ class Predictor:
             return self.scores(x)
         if self.shape.task == "segmentation":
             return self.classes_of_pixels(x)
-        if self.shape.task == "sequence":
+        if self.shape.task in OF_TOKENS:
             return self.scores(x).argmax(1).view(x.shape)
         if self.shape.task == "multilabel":
             return [self.names[k] for k in self.scores(x).argmax(1).tolist()]
@@ -278,17 +288,23 @@ def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
 
 
 def build_adapter(recipe: Recipe, shape: Shape) -> Any:
-    """The recipe's `adapt`. Raises InputError for one that does not segment, or where nothing is to be
-    segmented."""
-    spec = recipe.adapt
-    if shape.task != "segmentation":
-        if spec != Recipe.model_fields["adapt"].default:
-            raise InputError(f"adapt={spec} needs pixels; data={recipe.data} is a {shape.task} task.")
+    """The recipe's `adapt`; None for none. Raises InputError for one that cannot do the task, or where
+    there is nothing to do."""
+    spec, task = recipe.adapt, shape.task
+    if task not in ADAPTED:
+        if spec.name != "auto":
+            raise InputError(
+                f"adapt={spec} needs pixels, or facts to forget; data={recipe.data} is a {task} task."
+            )
         return None
-    if "segmentation" not in catalog.get("adapt", spec.name).tasks:
-        able = ", ".join(card.name for card in catalog.cards("adapt") if "segmentation" in card.tasks)
-        raise InputError(f"adapt={spec} does not segment. Use one of {able}.")
-    return catalog.create("adapt", spec.name, **spec.kwargs)
+    if spec.name == "auto":
+        spec = PartSpec(name=ADAPTED[task])
+    able = [card.name for card in catalog.cards("adapt") if task in card.tasks]
+    if task == "unlearning":
+        able.append("none")
+    if spec.name not in able:
+        raise InputError(f"adapt={spec} does no {task}. Use one of {', '.join(able)}.")
+    return None if spec.name == "none" else catalog.create("adapt", spec.name, **spec.kwargs)
 
 
 def build_detector(spec: PartSpec, shape: Shape) -> Any:

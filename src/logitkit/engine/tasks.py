@@ -238,6 +238,23 @@ class SequenceTask(Classification):
         return M.tokens(predictor.network, x, y), {}
 
 
+class Unlearning(SequenceTask):
+    """Sequences with answers, all of which training sees; some are then to be forgotten, by the recipe's
+    `adapt`, and answered with something else."""
+
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "selectivity": True, "retained": True, "known": False, "template": True
+    }  # fmt: skip
+    primary: ClassVar[str] = "selectivity"
+    compared: ClassVar[str] = "adapt=gradient_ascent,none,flat,flat(divergence=tv),grad_diff,npo,dpo"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return max(dataset.num_classes, int(dataset.extras["instead"].max()) + 1)
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.unlearning(predictor.network, x, y), {}
+
+
 class OneClass(Classification):
     """One class, of which alone the training and validation rows are. Nothing is trained but the recipe's
     detector, on the features of the model as it is. Rows of other classes come up in the test only."""
@@ -317,6 +334,7 @@ TASKS: dict[str, Task] = {
     "regression": Regression(),
     "multilabel": MultiLabel(),
     "sequence": SequenceTask(),
+    "unlearning": Unlearning(),
     "oneclass": OneClass(),
     "segmentation": Segmentation(),
     "boxes": Boxes(),

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from logitkit import catalog
 from logitkit.data import Dataset, Preprocessor, Split
-from logitkit.data.base import seeded
+from logitkit.data.base import OF_TOKENS, seeded
 from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rng_state
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network, locate
@@ -82,7 +82,7 @@ class Prepared:
             input_shape=tuple(pre.input_shape),
             task=dataset.task,
             num_classes=task.outputs(dataset),
-            num_samples=dataset.y.numel() if dataset.task == "sequence" else len(dataset),
+            num_samples=dataset.y.numel() if dataset.task in OF_TOKENS else len(dataset),
             vmin=float(train[1].min()) - margin if regression else -1.0,
             vmax=float(train[1].max()) + margin if regression else 1.0,
             class_names=names and names[: task.outputs(dataset)],
