@@ -123,6 +123,12 @@ REPORTS = {
          "calibrate": ["soft_nms(method=hard,iou_threshold=0.3)", "soft_nms(method=hard,iou_threshold=0.5)",
                        "soft_nms(method=hard,iou_threshold=0.6)", "soft_nms(method=linear)", "soft_nms"]},
     ),
+    "answers": Report(
+        "Sums learned from few examples: how to draw answers that are right?",
+        {"data": "strings:n=2000,operation=add,length=2", "model": "transformer(dim=64)", "lr": 3e-3,
+         "epochs": 20, "seeds": 3, "metric": "exact",
+         "calibrate": ["none", "temperature", "utility_probability", "utility_probability(k=1)"]},
+    ),
     "unlearning": Report(
         "A model that knows 200 facts is to forget 20 of them and keep the others: how?",
         {"data": "facts", "model": "transformer(dim=64)", "lr": 3e-3, "epochs": 100, "seeds": 3,

@@ -215,5 +215,5 @@ def test_facts_that_cannot_be_used_are_said():
     nothing = {"instead": torch.full_like(source.y, IGNORE)}
     with pytest.raises(InputError, match="marks 0 of 34 rows"):
         data.split(replace(source, extras=nothing), 0)
-    with pytest.raises(InputError, match="each answered token is the next input"):
+    with pytest.raises(InputError, match="each token of which is the next input"):
         data.split(replace(source, x=source.x.flip(1)), 0)

@@ -24,7 +24,7 @@ SHOWN = {
     "regression": ("mae", "r2", "noise_rmse"),
     "ordinal": ("rps", "kappa", "accuracy", "noise_mae"),
     "retrieval": ("r@1", "r@10", "hubness", "noise_map"),
-    "sequence": ("accuracy", "perplexity"),
+    "sequence": ("accuracy", "perplexity", "exact", "map_exact"),
     "unlearning": ("retained", "known", "template"),
     "crowd": ("nll", "ece", "ood_auroc", "noise_accuracy"),
     "bags": ("nll", "ece", "ood_auroc", "noise_accuracy"),

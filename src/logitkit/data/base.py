@@ -183,6 +183,18 @@ def following(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([x[:, :1], torch.where(y[:, :-1] == IGNORE, x[:, 1:], y[:, :-1])], dim=1)
 
 
+def answer_length(x: Tensor, y: Tensor) -> int:
+    """Most tokens of an answer, where every row of x and y (N, L) is a prompt and then one answer, each
+    token of which is the input that follows; 0 for other sequences."""
+    said = y != IGNORE
+    starts = (said[:, 1:] & ~said[:, :-1]).sum(dim=1)
+    if len(y) == 0 or said[:, 0].any() or (starts != 1).any():
+        return 0
+    if (following(x, y) != x)[:, 1:][said[:, 1:]].any():
+        return 0
+    return int(said.sum(dim=1).max())
+
+
 def seeded(*key: int | str) -> torch.Generator:
     """A generator whose stream depends on every element of `key` and on nothing else.
 

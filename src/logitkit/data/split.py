@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from logitkit.data.base import IGNORE, OF_CLASSES, Dataset, Options, Split, following, seeded
+from logitkit.data.base import IGNORE, OF_CLASSES, Dataset, Options, Split, answer_length, seeded
 from logitkit.errors import InputError
 
 REGRESSION_STRATA = 10
@@ -147,10 +147,10 @@ def _facts(dataset: Dataset) -> dict[str, Tensor]:
         raise InputError(
             f"{dataset.name} marks {int(marked.sum())} of {len(y)} rows to be forgotten: some are to be kept."
         )
-    read = (y[:, :-1] != IGNORE) & (y[:, 1:] != IGNORE)
-    if (following(x, y) != x)[:, 1:][read].any():
+    if not answer_length(x, y):
         raise InputError(
-            f"{dataset.name} is not read as it is answered: each answered token is the next input."
+            f"{dataset.name} is an unlearning task, of which every row is a prompt and then an answer, each"
+            " token of which is the next input."
         )
     everything = torch.arange(len(y))
     templates = instead[marked].unique(dim=0)

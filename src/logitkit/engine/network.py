@@ -21,7 +21,8 @@ from logitkit.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network must fit: its inputs, its outputs, and the task. bag: how many rows share a target."""
+    """What a network must fit: its inputs, its outputs, and the task. bag: how many rows share a target.
+    answer: most tokens that are said after a prompt, 0 where that is not how the sequences are made."""
 
     input_shape: tuple[int, ...]
     task: str
@@ -32,6 +33,7 @@ class Shape:
     class_names: tuple[str, ...] | None = None
     vocabulary: int | None = None
     bag: int = 1
+    answer: int = 0
 
     def context(self, in_features: int | None = None) -> dict[str, Any]:
         """The arguments that `catalog.create` offers to a part."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import logitkit
 from logitkit import catalog, data
 from logitkit.data import Preprocessor
-from logitkit.data.base import OF_TOKENS, seeded
+from logitkit.data.base import IGNORE, OF_TOKENS, seeded
 from logitkit.engine import metrics as M
+from logitkit.engine.answers import candidates
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network
@@ -29,6 +30,8 @@ from logitkit.errors import InputError
 FORMAT = 1
 ADAPTED = {"segmentation": "prototype", "unlearning": "none"}
 """Tasks that the recipe's `adapt` is for, and what "auto" stands for."""
+SCORES = 2**24
+"""Calibrators of tokens are fitted on so many scores at most."""
 NOISE = 0.5  # standard deviation of the input noise of `noise_accuracy`, in standardised units
 
 
@@ -65,7 +68,9 @@ class Predictor:
             network = unlearned(network, part, needs, *facts, seeded("unlearning", recipe.seed))
         calibrators: list[Any] = []
         x_val, y_val = prepared.val
-        if recipe.calibrate and prepared.shape.task != "boxes":
+        if prepared.shape.task == "sequence":
+            calibrators = _fit_on_sequences(recipe, network, prepared)
+        elif recipe.calibrate and prepared.shape.task != "boxes":
             scores = forward(network, x_val)
             for spec in recipe.calibrate:
                 calibrator = build_calibrator(spec, prepared.shape)
@@ -102,6 +107,19 @@ class Predictor:
         for calibrator, spec in zip(self.calibrators, self.recipe.calibrate, strict=True):
             scores = _log(calibrator.transform(scores, **_seen(calibrator, spec, self.scores, x)))
         return scores.softmax(1)
+
+    def token_scores(self, x: Tensor) -> Tensor:
+        """Scores (rows * tokens, vocabulary) of every token of sequences, calibrated."""
+        pairs = zip(self.calibrators, self.recipe.calibrate, strict=True)
+        return _token_scores(self.network, [each for each, spec in pairs if not _weighs_answers(spec)])(x)
+
+    def of_answers(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """`exact` and `map_exact` of the answers that a calibrator of whole answers chooses from; nothing
+        without one. y labels the positions to answer."""
+        if not self.calibrators or not _weighs_answers(self.recipe.calibrate[-1]):
+            return {}
+        found = candidates(self.token_scores, x, y, seeded("answers", self.recipe.seed))
+        return M.whole(self.calibrators[-1].transform(found.utilities, lengths=found.lengths), found.right)
 
     def values(self, x: Tensor) -> Tensor:
         """Predictions (batch,) of a regression model in the units of the target."""
@@ -254,7 +272,7 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
     with torch.random.fork_rng():
         network = build_network(recipe, shape)
-        calibrators = [build_calibrator(s, shape) for s in recipe.calibrate if shape.task != "boxes"]
+        calibrators = build_calibrators(recipe, shape)
         detector = None
         if state["detector"] is not None:
             detector = build_detector(recipe.detect, shape)
@@ -271,11 +289,29 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     return predictor
 
 
+def build_calibrators(recipe: Recipe, shape: Shape) -> list[Any]:
+    """The recipe's calibrators; none for boxes, which have them in the place of a network. Raises
+    InputError for those that cannot take the data, or what another one leaves of them."""
+    if shape.task == "boxes":
+        return []
+    for spec in recipe.calibrate[:-1]:
+        if _weighs_answers(spec):
+            raise InputError(f"calibrate={spec} weighs whole answers, and must come last in a chain.")
+    return [build_calibrator(spec, shape) for spec in recipe.calibrate]
+
+
 def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
     """The calibrator `spec` for data of `shape`. Raises InputError for one that cannot take them."""
     card = catalog.get("calibrate", spec.name)
     task = TASKS[shape.task]
-    if not task.classes:
+    if shape.task == "sequence" and _weighs_answers(spec):
+        if not shape.answer:
+            raise InputError(
+                f"calibrate={spec} weighs whole answers, and needs rows of a prompt and then one answer, each"
+                " token of which is the next input."
+            )
+        return catalog.create("calibrate", spec.name, **spec.kwargs)
+    if not task.classes and shape.task != "sequence":
         raise InputError(f"calibrate={spec} needs class probabilities; this is a {shape.task} task.")
     if task.like not in card.tasks:
         able = " or ".join(sorted(card.tasks))
@@ -326,6 +362,41 @@ def _seen(
     if "views" not in catalog.get("calibrate", spec.name).needs:
         return {}
     return {"views": torch.stack([forward(network, view) for view in calibrator.make_views(x)])}
+
+
+def _fit_on_sequences(recipe: Recipe, network: Network, prepared: Prepared) -> list[Any]:
+    """The recipe's calibrators, fitted on validation tokens, or on what is said to validation prompts."""
+    x, y = prepared.val
+    fitted: list[Any] = []
+    for spec in recipe.calibrate:
+        calibrator, scores = build_calibrator(spec, prepared.shape), _token_scores(network, fitted)
+        if _weighs_answers(spec):
+            found = candidates(scores, x, y, seeded("candidates", recipe.seed), with_reference=True)
+            first = torch.zeros(len(x), dtype=torch.int64)
+            fitted.append(calibrator.fit(found.utilities, first, lengths=found.lengths))
+        else:
+            most = max(1, SCORES // (x.shape[1] * prepared.shape.num_classes))
+            some = torch.randperm(len(x), generator=seeded("calibrate", recipe.seed))[:most]
+            kept = y[some] != IGNORE
+            fitted.append(calibrator.fit(forward(scores, x[some])[kept.flatten()], y[some][kept]))
+    return fitted
+
+
+def _weighs_answers(spec: PartSpec) -> bool:
+    """Whether the calibrator takes scores of whole answers, and not of tokens."""
+    return "lengths" in catalog.get("calibrate", spec.name).needs
+
+
+def _token_scores(network: Network, calibrators: list[Any]) -> Callable[[Tensor], Tensor]:
+    """The network followed by those of the calibrators that take tokens."""
+
+    def scores(x: Tensor) -> Tensor:
+        found = network(x)
+        for calibrator in calibrators:
+            found = _log(calibrator.transform(found))
+        return found
+
+    return scores
 
 
 def _log(probabilities: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Task(Protocol):
 
     like:     the task that parts must be able to do: an ordinal task takes the parts of classification.
     network:  the same of models, heads and normalisers, which see rows and not what is known of them.
-    classes:  whether a model of it gives class probabilities, and so can be calibrated.
+    classes:  whether a model of it gives class probabilities, which calibrators take (as they do those of the
+              tokens of a sequence).
     detects:  whether the recipe's detector is fitted.
     trains:   whether a network learns from labels.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
@@ -226,7 +227,9 @@ class SequenceTask(Classification):
 
     classes: ClassVar[bool] = False
     detects: ClassVar[bool] = False
-    metrics: ClassVar[Mapping[str, bool]] = {"bits": False, "accuracy": True, "perplexity": False}
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "bits": False, "accuracy": True, "perplexity": False, "exact": True, "map_exact": True,
+    }  # fmt: skip
     primary: ClassVar[str] = "bits"
     compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
@@ -235,7 +238,7 @@ class SequenceTask(Classification):
         return {"val_score": -found["bits"], "val_bits": found["bits"], "val_accuracy": found["accuracy"]}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
-        return M.tokens(predictor.network, x, y), {}
+        return M.tokens(predictor.token_scores, x, y) | predictor.of_answers(x, y), {}
 
 
 class Unlearning(SequenceTask):

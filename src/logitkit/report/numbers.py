@@ -22,6 +22,8 @@ QUANTITIES: dict[str, tuple[str, str, float, float]] = {
     "noise_rmse": ("RMSE under noise", "", 0.0, math.inf),
     "bits": ("bits per token", "", 0.0, math.inf),
     "perplexity": ("perplexity", "", 1.0, math.inf),
+    "exact": ("whole answers right, drawn", "", 0.0, 1.0),
+    "map_exact": ("whole answers right, likeliest", "", 0.0, 1.0),
     "rps": ("ranked probability score", "", 0.0, math.inf),
     "kappa": ("weighted kappa", "", -1.0, 1.0),
     "noise_mae": ("mean absolute error under noise", "", 0.0, math.inf),
@@ -65,7 +67,8 @@ SHORT = {
     "ndcg@5": "nDCG@5", "psp@1": "PSP@1", "psp@5": "PSP@5", "noise_p@1": "noise P@1",
     "auroc": "AUROC", "eer": "EER", "fpr95": "FPR95", "noise_auroc": "noise AUROC", "miou@1": "mIoU@1",
     "miou@5": "mIoU@5", "miou": "mIoU", "known": "known", "retained": "retained",
-    "template": "template", "ap": "AP", "ap50": "AP50", "ap75": "AP75",
+    "template": "template", "exact": "exact, drawn", "map_exact": "exact, best", "ap": "AP",
+    "ap50": "AP50", "ap75": "AP75",
 }  # fmt: skip
 MEANING = {
     "balanced_accuracy": "mean recall over classes",
@@ -86,6 +89,8 @@ MEANING = {
     "ap": "COCO's: over overlaps of 0.5 to 0.95",
     "bits": "negative log-likelihood of a token in bits; per byte, where tokens are bytes",
     "perplexity": "exponential of the negative log-likelihood of a token",
+    "exact": "how often a row's answer is right when it is drawn by its probability",
+    "map_exact": "share of rows whose likeliest answer is right; of tokens, the likeliest each time",
     "rps": "squared error of the cumulated probabilities, averaged over the cuts between levels",
     "kappa": "agreement beyond chance, mistakes weighing by their squared distance",
     "noise_mae": "with noise of half a standard deviation on the inputs",
