@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from logitkit.data.base import IGNORE, following
-from logitkit.engine.metrics import SEQUENCES
 
 DRAWN = 16  # answers drawn for each prompt, besides the likeliest tokens
+PROMPTS = 16  # prompts that are answered at once
 
 Scores = Callable[[Tensor], Tensor]
 """Tokens (rows, tokens) to the scores (rows * tokens, vocabulary) of the next."""
@@ -34,7 +34,7 @@ def candidates(
     likeliest token each time, 16 drawn at random and, `with_reference` and then first, y itself."""
     found = [
         _of_some(scores, *some, generator, with_reference)
-        for some in zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True)
+        for some in zip(x.split(PROMPTS), y.split(PROMPTS), strict=True)
     ]
     return Candidates(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 

@@ -21,7 +21,7 @@ from logitkit.engine.answers import candidates
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network
-from logitkit.engine.recipe import BUILT_IN, PartSpec, Recipe
+from logitkit.engine.recipe import PartSpec, Recipe
 from logitkit.engine.tasks import TASKS, to_prediction
 from logitkit.engine.train import Prepared, threads
 from logitkit.engine.unlearning import unlearned
@@ -62,8 +62,9 @@ class Predictor:
         network that is to forget is copied, and the copy forgets. Raises `Diverged` where that leads
         nowhere."""
         network.eval()
-        if prepared.shape.task == "unlearning" and recipe.adapt.name not in BUILT_IN["adapt"]:
-            part, needs = build_adapter(recipe, prepared.shape), catalog.get("adapt", recipe.adapt.name).needs
+        part = build_adapter(recipe, prepared.shape)
+        if prepared.shape.task == "unlearning" and part is not None:
+            needs = catalog.get("adapt", recipe.adapt.name).needs
             facts = *prepared.train, prepared.train_set.extras["instead"]
             network = unlearned(network, part, needs, *facts, seeded("unlearning", recipe.seed))
         calibrators: list[Any] = []
@@ -111,11 +112,13 @@ class Predictor:
     def token_scores(self, x: Tensor) -> Tensor:
         """Scores (rows * tokens, vocabulary) of every token of sequences, calibrated."""
         pairs = zip(self.calibrators, self.recipe.calibrate, strict=True)
-        return _token_scores(self.network, [each for each, spec in pairs if not _weighs_answers(spec)])(x)
+        of_tokens = [calibrator for calibrator, spec in pairs if not _weighs_answers(spec)]
+        with threads(self.recipe.threads):
+            return _token_scores(self.network, of_tokens)(x)
 
     def of_answers(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        """`exact` and `map_exact` of the answers that a calibrator of whole answers chooses from; nothing
-        without one. y labels the positions to answer."""
+        """`exact` and `map_exact` of the answers that a calibrator of whole answers chooses from, where a
+        reference that was not drawn is never right; nothing without one. y labels the positions to answer."""
         if not self.calibrators or not _weighs_answers(self.recipe.calibrate[-1]):
             return {}
         found = candidates(self.token_scores, x, y, seeded("answers", self.recipe.seed))
