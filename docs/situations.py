@@ -65,7 +65,7 @@ SITUATIONS = (
     Situation("Boxes of a detector", ("boxes",), (("calibrate", "soft_nms"),)),
     Situation(
         "Language models",
-        ("language-model", "noisy-sequences"),
+        ("language-model", "noisy-sequences", "answers", "unlearning"),
         (("losses", "cut_cross_entropy"), ("losses", "dco"), ("losses", "multitask"), ("losses", "eisl"),
          ("adapt", "flat"), ("softmax", "tempnet"), ("calibrate", "utility_probability")),
         "For Hugging Face models: `integrations.transformers.patch_loss` and `use_loss`.",

@@ -125,6 +125,17 @@ REPORTS = {
          "calibrate": ["soft_nms(method=hard,iou_threshold=0.3)", "soft_nms(method=hard,iou_threshold=0.5)",
                        "soft_nms(method=hard,iou_threshold=0.6)", "soft_nms(method=linear)", "soft_nms"]},
     ),
+    "answers": Report(
+        "Sums learned from few examples: how to draw answers that are right?",
+        {"data": "strings:n=2000,operation=add,length=2", "model": "transformer(dim=64)", "lr": 3e-3,
+         "epochs": 20, "seeds": 3, "metric": "exact",
+         "calibrate": ["none", "temperature", "utility_probability", "utility_probability(k=1)"]},
+    ),
+    "unlearning": Report(
+        "A model that knows 200 facts is to forget 20 of them and keep the others: how?",
+        {"data": "facts", "model": "transformer(dim=64)", "lr": 3e-3, "epochs": 100, "seeds": 3,
+         "adapt": ["gradient_ascent", "none", "flat", "flat(divergence=tv)", "grad_diff", "npo", "dpo"]},
+    ),
     "noisy-sequences": Report(
         "Strings are to be reversed, and a fifth of the target tokens is wrong: which loss?",
         {"data": "strings:length=6+noise=0.2", "model": "transformer", "epochs": 20, "seeds": 5,

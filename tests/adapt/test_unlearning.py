@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from logitkit.adapt import dpo, grad_diff, gradient_ascent, npo
+from logitkit.adapt import GradientAscent, dpo, grad_diff, gradient_ascent, npo
 
 G = torch.Generator().manual_seed(0)
 LOGITS, OTHER, REFERENCE, OTHER_REFERENCE = torch.randn(4, 2, 3, 5, generator=G, dtype=torch.float64)
@@ -53,3 +53,16 @@ def test_npo_with_a_small_beta_is_gradient_ascent_on_answers():
 def test_refuses_a_beta_of_zero():
     with pytest.raises(ValueError, match="beta must be positive, got 0"):
         npo(LOGITS, LABELS, REFERENCE, beta=0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ({"lr": 0}, "lr must be positive, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"stop": 5}, r"stop must lie in \[0, 1\] or be None, got 5"),
+    ],
+)
+def test_refuses_a_budget_that_is_none(budget, says):
+    with pytest.raises(ValueError, match=says):
+        GradientAscent(**budget)

@@ -104,7 +104,7 @@ def test_every_loss_of_classification_trains_on_pixels(split):
         ({"model": "mlp"}, "no map of features"),
         ({"data": "digits+task=segmentation"}, "needs the class of every pixel"),
         ({"data": "digits", "model": "cnn"}, "needs pixels"),
-        ({"adapt": "repri,flat"}, "does not segment"),
+        ({"adapt": "repri,flat"}, "does no segmentation"),
     ],
 )
 def test_what_cannot_be_is_said(settings, message, tmp_path):

@@ -82,6 +82,17 @@ def test_metrics_against_torch(monkeypatch):
     assert found["bits"] == pytest.approx(nats / math.log(2))
     assert found["perplexity"] == pytest.approx(math.exp(nats))
     assert found["accuracy"] == pytest.approx(right)
+    p = table.double().softmax(1)
+    each = [
+        [p[a, b].item() for a, b in zip(*row, strict=True) if b >= 0]
+        for row in zip(x.tolist(), y.tolist(), strict=True)
+    ]
+    assert found["exact"] == pytest.approx(sum(math.prod(row) for row in each) / 10)
+    best = [
+        all(b in (IGNORE, table[a].argmax()) for a, b in zip(*row, strict=True))
+        for row in zip(x.tolist(), y.tolist(), strict=True)
+    ]
+    assert found["map_exact"] == sum(best) / 10
 
 
 def test_a_language_model_learns_and_is_saved(tmp_path):
@@ -114,7 +125,9 @@ def test_comparisons_of_losses_heads_and_normalisers(tmp_path):
 def test_what_does_not_fit_is_said():
     for settings, message in (
         ({"model": "mlp"}, "cannot read tokens; use model=transformer"),
-        ({"calibrate": "temperature"}, "this is a sequence task"),
+        ({"calibrate": "utility_probability"}, "needs rows of a prompt and then one answer"),
+        ({"calibrate": "correctness_aware"}, "needs images"),
+        ({"calibrate": "dbnorm"}, "is for retrieval"),
         ({"loss": "mse"}, "sequence task"),
         ({"loss": "multitask"}, "which comparisons do not have"),
     ):

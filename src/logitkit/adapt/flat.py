@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from logitkit.adapt.unlearning import Unlearner
 from logitkit.ops import check_sequences
 from logitkit.registry import Choice, part
 
@@ -49,10 +50,11 @@ def answer_probability(
     title="LLM Unlearning via Loss Adjustment with Only Forget Data",
     paper="arXiv:2410.11143",
     number=74,
-    tasks=("sequence",),
+    tasks=("unlearning",),
+    needs=("template_logits", "template_labels"),
     search_space={"divergence": Choice(*DIVERGENCES)},
 )
-class FLATLoss(nn.Module):
+class FLATLoss(Unlearner):
     """FLAT loss: a language model should forget some answers, and there is neither other data nor a copy of
     the model to hold it in place.
 
@@ -67,12 +69,14 @@ class FLATLoss(nn.Module):
     same time predict (of a causal language model `ops.next_token_labels(labels)`), `ignore_index` at
     prompt and padding. Returns a scalar.
 
-    Defaults: "kl". `legacy=True` divides the sums over tokens by all positions, prompt and padding included,
-    as the authors' code does. "reverse_kl", "neyman" and "squared_hellinger" of that code reward what is to
-    be forgotten or punish the template, so they need `experimental=True`.
+    Defaults: "kl". `legacy=True` divides the sums over tokens by all positions, prompt and padding
+    included, as the authors' code does. "reverse_kl", "neyman" and "squared_hellinger" of that code reward
+    what is to be forgotten or punish the template, so they need `experimental=True`. The budget of a
+    comparison is lr = 3e-4 for AdamW on all answers to forget, at most 200 updates (`steps`), and none
+    once at most 5 % of the answers are still given (`stop`; None goes on).
 
-    Raises: ValueError for an unknown divergence or an experimental one without `experimental=True`, wrong
-    shapes or dtypes, NaN logits, labels out of range, an empty batch.
+    Raises: ValueError for an unknown divergence or an experimental one without `experimental=True`, a budget
+    that is none, wrong shapes or dtypes, NaN logits, labels out of range, an empty batch.
 
     Source: Wang, Wei, Liu, et al., ICLR 2025, arXiv:2410.11143, section 3, and `get_contrastive_loss` of the
     authors' code.
@@ -89,8 +93,11 @@ class FLATLoss(nn.Module):
         legacy: bool = False,
         experimental: bool = False,
         ignore_index: int = -100,
+        lr: float = 3e-4,
+        steps: int = 200,
+        stop: float | None = 0.05,
     ) -> None:
-        super().__init__()
+        super().__init__(lr, steps, stop)
         if divergence in REVERSED and not experimental:
             raise ValueError(
                 f"divergence {divergence!r} rewards the answer to forget or punishes the template, as it was "

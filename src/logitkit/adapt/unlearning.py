@@ -1,4 +1,5 @@
-"""Objectives that make a language model forget answers, which FLAT is compared with.
+"""Objectives that make a language model forget answers, which FLAT is compared with, and what the parts
+made of them have in common.
 
 Logits are (batch, time, classes), labels (batch, time) what the logits at the same time predict, -100 where
 nothing is asked: for a causal language model `ops.next_token_labels(labels)`. Each returns a scalar.
@@ -7,12 +8,31 @@ nothing is asked: for a causal language model `ops.next_token_labels(labels)`. E
 from __future__ import annotations
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from logitkit.ops import check_positive, check_sequences
 
 IGNORE = -100
+
+
+class Unlearner(nn.Module):
+    """An objective of unlearning, which its subclass is, and the budget that it is descended with.
+
+    lr: step size of AdamW. steps: at most so many updates, each on all answers to forget. stop: none
+    follows once at most this share of them is still given; None makes all of them.
+
+    Raises ValueError for an lr that is not positive, fewer than 1 step, or a stop outside [0, 1].
+    """
+
+    def __init__(self, lr: float = 3e-4, steps: int = 200, stop: float | None = 0.05) -> None:
+        super().__init__()
+        check_positive(lr=lr)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}.")
+        if stop is not None and not 0 <= stop <= 1:
+            raise ValueError(f"stop must lie in [0, 1] or be None, got {stop}.")
+        self.lr, self.steps, self.stop = lr, steps, stop
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:

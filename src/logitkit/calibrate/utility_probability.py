@@ -94,6 +94,7 @@ def decode(
     paper="arXiv:2305.14859",
     number=26,
     tasks=("sequence",),
+    needs=("lengths",),
     search_space={"length_norm": Choice(False, True)},
 )
 class UtilityToProbability(nn.Module):

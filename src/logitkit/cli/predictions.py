@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from logitkit.data.base import OF_TOKENS
 from logitkit.engine import Predictor
 from logitkit.engine.checkpoint import write_atomically
 
@@ -18,7 +19,7 @@ def write_predictions(model: Predictor, source: str, output: Path) -> int:
     x = model.inputs(source)
     if model.shape.task == "regression":
         table = pl.DataFrame({"prediction": model.values(x).numpy()})
-    elif model.shape.task == "sequence":
+    elif model.shape.task in OF_TOKENS:
         found = model.scores(x).argmax(1).view(x.shape).tolist()
         table = pl.DataFrame({"prediction": [" ".join(model.names[k] for k in row) for row in found]})
     elif model.shape.task == "segmentation":

@@ -20,6 +20,7 @@ from logitkit.engine.train import Prepared
 from logitkit.errors import InputError, nearest
 
 SETTINGS = {"seeds", "tune", "metric"}
+SHARES = ("accuracy", "p@1", "r@", "selectivity", "retained", "known", "template", "map_exact")
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Plan:
 
     @property
     def resolution(self) -> float:
-        """Smallest step of the metric: one test row for an accuracy, 0 for a continuous metric."""
-        return 1 / self._sizes[0] if any(name in self.metric for name in ("accuracy", "p@1", "r@")) else 0.0
+        """Smallest step of the metric: one test row for a share of rows, 0 for a continuous metric."""
+        return 1 / self._sizes[0] if any(name in self.metric for name in SHARES) else 0.0
 
 
 @cache
@@ -186,7 +187,7 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
 
     from logitkit.engine.network import build_network
     from logitkit.engine.objective import build_objective
-    from logitkit.engine.predictor import build_adapter, build_calibrator, build_detector
+    from logitkit.engine.predictor import build_adapter, build_calibrators, build_detector
     from logitkit.engine.train import build_algorithm, build_optimizer, build_votes
 
     with torch.random.fork_rng():
@@ -196,8 +197,7 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
         build_algorithm(recipe, prepared.shape, network)
         build_votes(recipe, prepared.shape)
         build_adapter(recipe, prepared.shape)
-        for spec in recipe.calibrate if prepared.shape.task != "boxes" else ():
-            build_calibrator(spec, prepared.shape)
+        build_calibrators(recipe, prepared.shape)
         if TASKS[prepared.shape.task].detects:
             build_detector(recipe.detect, prepared.shape)
 

@@ -150,14 +150,15 @@ def split_file(folder: Path, plan: Plan, seed: int) -> Path:
 def search_space(recipe: Recipe, auto_loss: str) -> dict[str, Real | Whole | Choice]:
     """What tuning varies: the step size, and what the cards of the recipe's parts name, as `slot.argument`.
 
-    An argument that the user fixed in the recipe stays fixed. `auto_loss` is what `loss=auto` stands for,
+    An argument that the user fixed in the recipe stays fixed, and so does what acts once training is over, of
+    which the validation score knows nothing. `auto_loss` is what `loss=auto` stands for,
     unless the head or the normaliser brings a loss.
     """
     brought = any(hasattr(_build(recipe, slot), "loss") for slot in ("head", "softmax"))
     space: dict[str, Real | Whole | Choice] = {"lr": Real(recipe.lr / 10, recipe.lr * 10, log=True)}
     for slot in SLOTS:
         value = getattr(recipe, slot)
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) or slot in ("detect", "adapt"):
             continue
         auto = slot == "loss" and value.name == "auto"
         value = PartSpec.parse(auto_loss) if auto else value

@@ -17,10 +17,13 @@ from logitkit.errors import InputError
 
 Task = Literal[
     "classification", "ordinal", "retrieval", "bags", "oneclass", "crowd", "regression", "multilabel",
-    "sequence", "segmentation", "boxes",
+    "sequence", "unlearning", "segmentation", "boxes",
 ]  # fmt: skip
 OF_CLASSES = ("classification", "ordinal", "retrieval", "bags", "oneclass")
 """Tasks whose labels are one class per row, before a split."""
+
+OF_TOKENS = ("sequence", "unlearning")
+"""Tasks whose labels are a token at every position."""
 
 Kind = Literal["vector", "image", "tokens", "table", "boxes"]
 
@@ -90,13 +93,16 @@ class Dataset:
                  kept from training, "bags" classes of which only the mean over a bag of rows is known,
                  "oneclass" one class of which alone training rows are, "crowd" classes of which only the
                  votes of workers are known, `extras["votes"]`, "segmentation" the class of every pixel,
-                 "boxes" which of the boxes that a detector found to believe.
+                 "boxes" which of the boxes that a detector found to believe, "unlearning" the sequences of
+                 which some are to be forgotten: `extras["instead"]` (N, L) is what these are to be answered
+                 with, and `IGNORE` throughout where a row is to be kept.
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
                  up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored;
                  (N, H, W) int64 classes of pixels, 0 for the background; (N, most, 4) float32 corners of
                  objects, zeros where there is none. Split into bags, training and validation rows have
                  (N, classes) float32, the mean of their bag; those of a crowd have (N, workers) int64 votes,
-                 -1 where a worker did not answer; those of one class are 0, and test rows of others 1.
+                 -1 where a worker did not answer; those of one class are 0, and test rows of others 1; test
+                 rows of unlearning have (N, 2, L), y and what is to be said instead.
     class_names: one name per class; for a sequence task, per token. None for regression.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
     options:     noise, imbalance and bags that `split` applies.
@@ -169,6 +175,24 @@ class Split:
     val: Dataset
     test: Dataset
     index: Mapping[str, Tensor]
+
+
+def following(x: Tensor, y: Tensor) -> Tensor:
+    """Tokens x (N, L) in which every label of y (N, L) that is not `IGNORE` is the input after its
+    position: what a model that generates from left to right reads when it has said y."""
+    return torch.cat([x[:, :1], torch.where(y[:, :-1] == IGNORE, x[:, 1:], y[:, :-1])], dim=1)
+
+
+def answer_length(x: Tensor, y: Tensor) -> int:
+    """Most tokens of an answer, where every row of x and y (N, L) is a prompt and then one answer, each
+    token of which is the input that follows; 0 for other sequences."""
+    said = y != IGNORE
+    starts = (said[:, 1:] & ~said[:, :-1]).sum(dim=1)
+    if len(y) == 0 or said[:, 0].any() or (starts != 1).any():
+        return 0
+    if (following(x, y) != x)[:, 1:][said[:, 1:]].any():
+        return 0
+    return int(said.sum(dim=1).max())
 
 
 def seeded(*key: int | str) -> torch.Generator:

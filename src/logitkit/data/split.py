@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from logitkit.data.base import IGNORE, OF_CLASSES, Dataset, Options, Split, seeded
+from logitkit.data.base import IGNORE, OF_CLASSES, Dataset, Options, Split, answer_length, seeded
 from logitkit.errors import InputError
 
 REGRESSION_STRATA = 10
@@ -26,7 +26,9 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
     anew, the classes seen in training first. For one class, training and validation rows are of the most
     frequent class, labelled 0; test rows are the rest of it and, labelled 1, all others. For segmentation
     `test` is the fraction of classes that training never sees, at least 1 of those besides the background:
-    images that show one are test rows, and classes are numbered anew, those seen in training first.
+    images that show one are test rows, and classes are numbered anew, those seen in training first. For
+    unlearning, where there is nothing to generalise to, all rows train and validate, and all are test rows
+    but those that are answered already with what others are to be answered with instead.
 
     The options of the data set are applied here. Imbalance thins the training rows only: class k of K keeps n
     * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise replaces
@@ -51,6 +53,8 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
         dataset, index = _one_class(dataset, test, val, seed)
     elif dataset.task == "segmentation":
         dataset, index = _by_shown_class(dataset, test, val, seed)
+    elif dataset.task == "unlearning":
+        index = _facts(dataset)
     elif dataset.fixed_split is None:
         everything = torch.arange(len(dataset))
         index = _cut(dataset, everything, {"test": test, "val": val}, seed)
@@ -72,6 +76,8 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
             taken = _with_means(taken, dataset.options.bags, dataset.num_classes)
         if dataset.task == "crowd" and part != "test":
             taken = replace(taken, y=taken.extras["votes"], extras={})
+        if dataset.task == "unlearning" and part == "test":
+            taken = replace(taken, y=torch.stack([taken.y, taken.extras["instead"]], dim=1))
         parts[part] = taken
     return Split(parts["train"], parts["val"], parts["test"], index)
 
@@ -129,6 +135,27 @@ def _by_shown_class(
     shows = (y >= seen).flatten(1).any(dim=1)
     index = _cut(dataset, (~shows).nonzero().flatten(), {"val": val}, seed)
     return dataset, {**index, "test": shows.nonzero().flatten()}
+
+
+def _facts(dataset: Dataset) -> dict[str, Tensor]:
+    """All rows for every part, without those for test that are no facts."""
+    if "instead" not in dataset.extras or not isinstance(dataset.x, Tensor):
+        raise InputError(f"{dataset.name} is an unlearning task of tokens without extras['instead'].")
+    x, y, instead = dataset.x, dataset.y, dataset.extras["instead"]
+    marked = (instead != IGNORE).any(dim=1)
+    if not marked.any() or marked.all():
+        raise InputError(
+            f"{dataset.name} marks {int(marked.sum())} of {len(y)} rows to be forgotten: some are to be kept."
+        )
+    if not answer_length(x, y):
+        raise InputError(
+            f"{dataset.name} is an unlearning task, of which every row is a prompt and then an answer, each"
+            " token of which is the next input."
+        )
+    everything = torch.arange(len(y))
+    templates = instead[marked].unique(dim=0)
+    is_template = (y[:, None] == templates).all(dim=2).any(dim=1)
+    return {"train": everything, "val": everything, "test": everything[~is_template]}
 
 
 def _complete(dataset: Dataset, fractions: dict[str, float], seed: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitkit.data.base import IGNORE
+from logitkit.data.base import IGNORE, following
 from logitkit.detect.hyp_oc import equal_error_rate
 from logitkit.errors import InputError
 from logitkit.heads import ranked_probability_score
@@ -215,21 +215,63 @@ def resize(scores: Tensor, size: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def tokens(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
-    """Over the tokens of y (batch, tokens) that are not `IGNORE`: mean negative log-likelihood in bits, its
-    exponential as perplexity, and the share of tokens that are the most probable.
+    """Over the tokens of y (batch, tokens) that are not `IGNORE`: mean negative log-likelihood in bits,
+    its exponential as perplexity, and the share of tokens that are the most probable. Over rows: the mean
+    probability of all their tokens, which is how often one drawn at random is right (`exact`), and the
+    share of rows all of whose tokens are the most probable (`map_exact`).
 
     The network's scores (batch * tokens, vocabulary) are made for a few sequences at a time.
     """
-    nats, right, count = 0.0, 0, 0
+    nats, right, count, drawn, best = 0.0, 0, 0, 0.0, 0
     for some, labels in zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True):
-        kept = labels.flatten() != IGNORE
-        scores, labels = network(some)[kept], labels.flatten()[kept]
-        nats += torch.nn.functional.cross_entropy(scores.double(), labels, reduction="sum").item()
-        right += int((scores.argmax(1) == labels).sum())
-        count += len(labels)
+        kept = labels != IGNORE
+        scores, truth = network(some)[kept.flatten()], labels[kept]
+        each = torch.nn.functional.cross_entropy(scores.double(), truth, reduction="none")
+        hit = scores.argmax(1) == truth
+        row, none = kept.nonzero()[:, 0], each.new_zeros(len(some))
+        nats += each.sum().item()
+        right += int(hit.sum())
+        count += len(truth)
+        drawn += none.index_add(0, row, each).neg().exp().sum().item()
+        best += int((none.index_add(0, row, (~hit).double()) == 0).sum())
     nats /= max(count, 1)
     perplexity = math.exp(nats) if nats < 700 else math.inf
-    return {"bits": nats / math.log(2), "accuracy": right / max(count, 1), "perplexity": perplexity}
+    return {
+        "bits": nats / math.log(2), "accuracy": right / max(count, 1), "perplexity": perplexity,
+        "exact": drawn / max(len(y), 1), "map_exact": best / max(len(y), 1),
+    }  # fmt: skip
+
+
+def whole(probabilities: Tensor, right: Tensor) -> dict[str, float]:
+    """`exact` and `map_exact` of probabilities (rows, candidates) of whole answers, `right` saying which
+    is the reference, if any."""
+    best = right.gather(1, probabilities.argmax(1, keepdim=True))
+    return {"exact": (probabilities * right).sum(1).mean().item(), "map_exact": best.double().mean().item()}
+
+
+@torch.no_grad()
+def exact(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """(batch,) bool: whether all tokens of y (batch, tokens) that are not `IGNORE` are the most probable."""
+    right = []
+    for some, labels in zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True):
+        said = network(some).argmax(1).view(labels.shape)
+        right.append(((said == labels) | (labels == IGNORE)).all(1))
+    return torch.cat(right)
+
+
+def unlearning(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
+    """Shares of answers that are the most probable ones, y (batch, 2, tokens) being the answer of each row
+    and what it is to be answered with instead, `IGNORE` for rows to keep: `retained` of the rows to keep,
+    `known` of those to forget, `template` of the latter's other answer, and `selectivity`, retained -
+    known."""
+    answer, instead = y.unbind(1)
+    marked = (instead != IGNORE).any(1)
+    right = exact(network, x, answer).double()
+    said = exact(network, following(x[marked], instead[marked]), instead[marked]).double()
+    retained, known = right[~marked].mean().item(), right[marked].mean().item()
+    return {
+        "selectivity": retained - known, "retained": retained, "known": known, "template": said.mean().item()
+    }  # fmt: skip
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from logitkit import catalog
+from logitkit.data.base import OF_TOKENS
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError, nearest
@@ -20,7 +21,8 @@ from logitkit.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network must fit: its inputs, its outputs, and the task. bag: how many rows share a target."""
+    """What a network must fit: its inputs, its outputs, and the task. bag: how many rows share a target.
+    answer: most tokens that are said after a prompt, 0 where that is not how the sequences are made."""
 
     input_shape: tuple[int, ...]
     task: str
@@ -31,6 +33,7 @@ class Shape:
     class_names: tuple[str, ...] | None = None
     vocabulary: int | None = None
     bag: int = 1
+    answer: int = 0
 
     def context(self, in_features: int | None = None) -> dict[str, Any]:
         """The arguments that `catalog.create` offers to a part."""
@@ -243,9 +246,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Any:
     _check_reads(recipe.model, shape)
     for slot, room in (("model", "models"), ("head", "heads")):
         spec = getattr(recipe, slot)
-        able = (
-            ("sequence",) if room == "models" and shape.task == "sequence" else (TASKS[shape.task].network,)
-        )
+        able = ("sequence",) if room == "models" and shape.task in OF_TOKENS else (TASKS[shape.task].network,)
         if ":" not in spec.name and not catalog.get(room, spec.name).tasks.intersection(able):
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
     backbone = build_backbone(recipe, shape)
@@ -264,7 +265,7 @@ def build_network(recipe: Recipe, shape: Shape) -> Any:
     known = {**shape.context(), **recipe.softmax.kwargs}
     normalizer = None if plain else catalog.create("softmax", softmax.name, **known)
     grid = _grid(recipe, backbone, shape) if shape.task == "segmentation" else ()
-    per_token = shape.task in ("sequence", "segmentation")
+    per_token = shape.task in (*OF_TOKENS, "segmentation")
     return Network(backbone, head, normalizer, "target" in card.needs, per_token, grid)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logitkit import catalog
-from logitkit.data.base import IGNORE
+from logitkit.data.base import IGNORE, OF_TOKENS
 from logitkit.engine.network import Network, Shape, locate
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS, in_bags
@@ -157,7 +157,7 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     assert card is not None
     like = TASKS[shape.task].like
     binary = like == "classification" and shape.num_classes == 2 and "binary" in card.tasks
-    able_to = {like, shape.task} if shape.task == "sequence" else {like}
+    able_to = {like, "sequence"} if shape.task in OF_TOKENS else {like}
     if not able_to & card.tasks and not binary:
         if "crowd" in card.tasks:
             raise InputError(f"{slot}={spec} makes labels of votes and is no loss: write votes={spec}.")
@@ -172,5 +172,5 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
     contrast = card.room == "contrast" and like == "classification"
     of = "embeddings" if contrast or "weight" in card.needs else "scores"
-    of = "sequences" if shape.task == "sequence" and "sequence" in card.tasks else of
+    of = "sequences" if shape.task in OF_TOKENS and "sequence" in card.tasks else of
     return Term(loss, spec.weight, card.needs, of)

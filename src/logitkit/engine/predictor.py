@@ -15,16 +15,23 @@ from torch import Tensor, nn
 import logitkit
 from logitkit import catalog, data
 from logitkit.data import Preprocessor
+from logitkit.data.base import IGNORE, OF_TOKENS, seeded
 from logitkit.engine import metrics as M
+from logitkit.engine.answers import candidates
 from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network
 from logitkit.engine.recipe import PartSpec, Recipe
 from logitkit.engine.tasks import TASKS, to_prediction
 from logitkit.engine.train import Prepared, threads
+from logitkit.engine.unlearning import unlearned
 from logitkit.errors import InputError
 
 FORMAT = 1
+ADAPTED = {"segmentation": "prototype", "unlearning": "none"}
+"""Tasks that the recipe's `adapt` is for, and what "auto" stands for."""
+SCORES = 2**24
+"""Calibrators of tokens are fitted on so many scores at most."""
 NOISE = 0.5  # standard deviation of the input noise of `noise_accuracy`, in standardised units
 
 
@@ -51,11 +58,20 @@ class Predictor:
 
     @classmethod
     def fit(cls, recipe: Recipe, network: Network, prepared: Prepared) -> Predictor:
-        """Fit the recipe's calibrators on the validation split and its detector on the training split."""
+        """Fit the recipe's calibrators on the validation split and its detector on the training split. A
+        network that is to forget is copied, and the copy forgets. Raises `Diverged` where that leads
+        nowhere."""
         network.eval()
+        part = build_adapter(recipe, prepared.shape)
+        if prepared.shape.task == "unlearning" and part is not None:
+            needs = catalog.get("adapt", recipe.adapt.name).needs
+            facts = *prepared.train, prepared.train_set.extras["instead"]
+            network = unlearned(network, part, needs, *facts, seeded("unlearning", recipe.seed))
         calibrators: list[Any] = []
         x_val, y_val = prepared.val
-        if recipe.calibrate and prepared.shape.task != "boxes":
+        if prepared.shape.task == "sequence":
+            calibrators = _fit_on_sequences(recipe, network, prepared)
+        elif recipe.calibrate and prepared.shape.task != "boxes":
             scores = forward(network, x_val)
             for spec in recipe.calibrate:
                 calibrator = build_calibrator(spec, prepared.shape)
@@ -92,6 +108,21 @@ class Predictor:
         for calibrator, spec in zip(self.calibrators, self.recipe.calibrate, strict=True):
             scores = _log(calibrator.transform(scores, **_seen(calibrator, spec, self.scores, x)))
         return scores.softmax(1)
+
+    def token_scores(self, x: Tensor) -> Tensor:
+        """Scores (rows * tokens, vocabulary) of every token of sequences, calibrated."""
+        pairs = zip(self.calibrators, self.recipe.calibrate, strict=True)
+        of_tokens = [calibrator for calibrator, spec in pairs if not _weighs_answers(spec)]
+        with threads(self.recipe.threads):
+            return _token_scores(self.network, of_tokens)(x)
+
+    def of_answers(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """`exact` and `map_exact` of the answers that a calibrator of whole answers chooses from, where a
+        reference that was not drawn is never right; nothing without one. y labels the positions to answer."""
+        if not self.calibrators or not _weighs_answers(self.recipe.calibrate[-1]):
+            return {}
+        found = candidates(self.token_scores, x, y, seeded("answers", self.recipe.seed))
+        return M.whole(self.calibrators[-1].transform(found.utilities, lengths=found.lengths), found.right)
 
     def values(self, x: Tensor) -> Tensor:
         """Predictions (batch,) of a regression model in the units of the target."""
@@ -146,7 +177,7 @@ class Predictor:
             return self.scores(x)
         if self.shape.task == "segmentation":
             return self.classes_of_pixels(x)
-        if self.shape.task == "sequence":
+        if self.shape.task in OF_TOKENS:
             return self.scores(x).argmax(1).view(x.shape)
         if self.shape.task == "multilabel":
             return [self.names[k] for k in self.scores(x).argmax(1).tolist()]
@@ -244,7 +275,7 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
     with torch.random.fork_rng():
         network = build_network(recipe, shape)
-        calibrators = [build_calibrator(s, shape) for s in recipe.calibrate if shape.task != "boxes"]
+        calibrators = build_calibrators(recipe, shape)
         detector = None
         if state["detector"] is not None:
             detector = build_detector(recipe.detect, shape)
@@ -261,11 +292,29 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     return predictor
 
 
+def build_calibrators(recipe: Recipe, shape: Shape) -> list[Any]:
+    """The recipe's calibrators; none for boxes, which have them in the place of a network. Raises
+    InputError for those that cannot take the data, or what another one leaves of them."""
+    if shape.task == "boxes":
+        return []
+    for spec in recipe.calibrate[:-1]:
+        if _weighs_answers(spec):
+            raise InputError(f"calibrate={spec} weighs whole answers, and must come last in a chain.")
+    return [build_calibrator(spec, shape) for spec in recipe.calibrate]
+
+
 def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
     """The calibrator `spec` for data of `shape`. Raises InputError for one that cannot take them."""
     card = catalog.get("calibrate", spec.name)
     task = TASKS[shape.task]
-    if not task.classes:
+    if shape.task == "sequence" and _weighs_answers(spec):
+        if not shape.answer:
+            raise InputError(
+                f"calibrate={spec} weighs whole answers, and needs rows of a prompt and then one answer, each"
+                " token of which is the next input."
+            )
+        return catalog.create("calibrate", spec.name, **spec.kwargs)
+    if not task.classes and shape.task != "sequence":
         raise InputError(f"calibrate={spec} needs class probabilities; this is a {shape.task} task.")
     if task.like not in card.tasks:
         able = " or ".join(sorted(card.tasks))
@@ -278,17 +327,23 @@ def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
 
 
 def build_adapter(recipe: Recipe, shape: Shape) -> Any:
-    """The recipe's `adapt`. Raises InputError for one that does not segment, or where nothing is to be
-    segmented."""
-    spec = recipe.adapt
-    if shape.task != "segmentation":
-        if spec != Recipe.model_fields["adapt"].default:
-            raise InputError(f"adapt={spec} needs pixels; data={recipe.data} is a {shape.task} task.")
+    """The recipe's `adapt`; None for none. Raises InputError for one that cannot do the task, or where
+    there is nothing to do."""
+    spec, task = recipe.adapt, shape.task
+    if task not in ADAPTED:
+        if spec.name != "auto":
+            raise InputError(
+                f"adapt={spec} needs pixels, or facts to forget; data={recipe.data} is a {task} task."
+            )
         return None
-    if "segmentation" not in catalog.get("adapt", spec.name).tasks:
-        able = ", ".join(card.name for card in catalog.cards("adapt") if "segmentation" in card.tasks)
-        raise InputError(f"adapt={spec} does not segment. Use one of {able}.")
-    return catalog.create("adapt", spec.name, **spec.kwargs)
+    if spec.name == "auto":
+        spec = PartSpec(name=ADAPTED[task])
+    able = [card.name for card in catalog.cards("adapt") if task in card.tasks]
+    if task == "unlearning":
+        able.append("none")
+    if spec.name not in able:
+        raise InputError(f"adapt={spec} does no {task}. Use one of {', '.join(able)}.")
+    return None if spec.name == "none" else catalog.create("adapt", spec.name, **spec.kwargs)
 
 
 def build_detector(spec: PartSpec, shape: Shape) -> Any:
@@ -310,6 +365,41 @@ def _seen(
     if "views" not in catalog.get("calibrate", spec.name).needs:
         return {}
     return {"views": torch.stack([forward(network, view) for view in calibrator.make_views(x)])}
+
+
+def _fit_on_sequences(recipe: Recipe, network: Network, prepared: Prepared) -> list[Any]:
+    """The recipe's calibrators, fitted on validation tokens, or on what is said to validation prompts."""
+    x, y = prepared.val
+    fitted: list[Any] = []
+    for spec in recipe.calibrate:
+        calibrator, scores = build_calibrator(spec, prepared.shape), _token_scores(network, fitted)
+        if _weighs_answers(spec):
+            found = candidates(scores, x, y, seeded("candidates", recipe.seed), with_reference=True)
+            first = torch.zeros(len(x), dtype=torch.int64)
+            fitted.append(calibrator.fit(found.utilities, first, lengths=found.lengths))
+        else:
+            most = max(1, SCORES // (x.shape[1] * prepared.shape.num_classes))
+            some = torch.randperm(len(x), generator=seeded("calibrate", recipe.seed))[:most]
+            kept = y[some] != IGNORE
+            fitted.append(calibrator.fit(forward(scores, x[some])[kept.flatten()], y[some][kept]))
+    return fitted
+
+
+def _weighs_answers(spec: PartSpec) -> bool:
+    """Whether the calibrator takes scores of whole answers, and not of tokens."""
+    return "lengths" in catalog.get("calibrate", spec.name).needs
+
+
+def _token_scores(network: Network, calibrators: list[Any]) -> Callable[[Tensor], Tensor]:
+    """The network followed by those of the calibrators that take tokens."""
+
+    def scores(x: Tensor) -> Tensor:
+        found = network(x)
+        for calibrator in calibrators:
+            found = _log(calibrator.transform(found))
+        return found
+
+    return scores
 
 
 def _log(probabilities: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 # names that are not parts of a room: torch's optimisers, the ordinary training step, "whatever fits"
 BUILT_IN = {
     "layers": ("standard",), "loss": ("auto",), "optimizer": ("adamw", "adam", "sgd"),
-    "algorithm": ("standard",),
+    "algorithm": ("standard",), "adapt": ("auto", "none"),
 }  # fmt: skip
 
 
@@ -177,8 +177,9 @@ class Recipe(BaseModel):
                   best weights; None trains to the end and keeps the last.
     calibrate:    post-hoc calibrators, fitted on the validation split; a chain with + between; "none".
     detect:       out-of-distribution detector, fitted on the training split.
-    adapt:        what segments classes that training never saw from a few images, a part of `adapt`; for
-                  segmentation.
+    adapt:        what segments classes that training never saw from a few images, or makes a model forget, a
+                  part of `adapt`; "auto" is prototype for segmentation and none elsewhere, "none" leaves the
+                  model as it is.
     votes:        what makes labels of a crowd's votes: a part of `robust`, fitted on the training votes.
     seed:         initialisation and batch order; `split_seed` the data split (None: the same number).
     threads:      CPU threads. Part of the recipe because sums split over threads round differently.
@@ -209,7 +210,7 @@ class Recipe(BaseModel):
     patience: int | None = Field(None, ge=1)
     calibrate: Parts = ()
     detect: Part = PartSpec(name="msp")
-    adapt: Part = PartSpec(name="prototype")
+    adapt: Part = PartSpec(name="auto")
     votes: Part = PartSpec(name="majority")
     seed: int = Field(0, ge=0)
     split_seed: int | None = Field(None, ge=0)

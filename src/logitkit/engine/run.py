@@ -72,14 +72,13 @@ def run(
         details: dict[str, Any] = {}
         val: dict[str, float] = {}
         try:
-            network, prepared = trainer.run(), trainer.data
+            network, prepared = trainer.run().to("cpu"), trainer.data
+            val = dict(trainer.progress.curve[-1]) if recipe.patience is None else _best(trainer.progress)
+            predictor = Predictor.fit(recipe, network, prepared) if judge else None
         except Diverged as error:
             status = f"diverged: {error}"
         else:
-            network = network.to("cpu")
-            val = dict(trainer.progress.curve[-1]) if recipe.patience is None else _best(trainer.progress)
-            if judge:
-                predictor = Predictor.fit(recipe, network, prepared)
+            if predictor is not None:
                 x, y = prepared.test
                 task, pre = TASKS[prepared.shape.task], prepared.preprocessor
                 train = prepared.train[0], task.truth(prepared.train[1], pre)

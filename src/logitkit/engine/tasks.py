@@ -28,7 +28,8 @@ class Task(Protocol):
 
     like:     the task that parts must be able to do: an ordinal task takes the parts of classification.
     network:  the same of models, heads and normalisers, which see rows and not what is known of them.
-    classes:  whether a model of it gives class probabilities, and so can be calibrated.
+    classes:  whether a model of it gives class probabilities, which calibrators take (as they do those of the
+              tokens of a sequence).
     detects:  whether the recipe's detector is fitted.
     trains:   whether a network learns from labels.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
@@ -226,7 +227,9 @@ class SequenceTask(Classification):
 
     classes: ClassVar[bool] = False
     detects: ClassVar[bool] = False
-    metrics: ClassVar[Mapping[str, bool]] = {"bits": False, "accuracy": True, "perplexity": False}
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "bits": False, "accuracy": True, "perplexity": False, "exact": True, "map_exact": True,
+    }  # fmt: skip
     primary: ClassVar[str] = "bits"
     compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr"
 
@@ -235,7 +238,24 @@ class SequenceTask(Classification):
         return {"val_score": -found["bits"], "val_bits": found["bits"], "val_accuracy": found["accuracy"]}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
-        return M.tokens(predictor.network, x, y), {}
+        return M.tokens(predictor.token_scores, x, y) | predictor.of_answers(x, y), {}
+
+
+class Unlearning(SequenceTask):
+    """Sequences with answers, all of which training sees; some are then to be forgotten, by the recipe's
+    `adapt`, and answered with something else."""
+
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "selectivity": True, "retained": True, "known": False, "template": True
+    }  # fmt: skip
+    primary: ClassVar[str] = "selectivity"
+    compared: ClassVar[str] = "adapt=gradient_ascent,none,flat,flat(divergence=tv),grad_diff,npo,dpo"
+
+    def outputs(self, dataset: Dataset) -> int:
+        return max(dataset.num_classes, int(dataset.extras["instead"].max()) + 1)
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.unlearning(predictor.network, x, y), {}
 
 
 class OneClass(Classification):
@@ -317,6 +337,7 @@ TASKS: dict[str, Task] = {
     "regression": Regression(),
     "multilabel": MultiLabel(),
     "sequence": SequenceTask(),
+    "unlearning": Unlearning(),
     "oneclass": OneClass(),
     "segmentation": Segmentation(),
     "boxes": Boxes(),

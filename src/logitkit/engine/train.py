@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from logitkit import catalog
 from logitkit.data import Dataset, Preprocessor, Split
-from logitkit.data.base import seeded
+from logitkit.data.base import OF_TOKENS, answer_length, seeded
 from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rng_state
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network, locate
@@ -74,7 +74,7 @@ class Prepared:
         def tensors(part: Dataset) -> tuple[Tensor, Tensor]:
             return pre.transform(part).to(device), task.targets(part, pre).to(device)
 
-        train = tensors(dataset)
+        train, test = tensors(dataset), tensors(split.test)
         regression = dataset.task == "regression"
         margin = 0.1 * float(train[1].max() - train[1].min()) if regression else 0.0
         names = None if regression else dataset.class_names
@@ -82,14 +82,15 @@ class Prepared:
             input_shape=tuple(pre.input_shape),
             task=dataset.task,
             num_classes=task.outputs(dataset),
-            num_samples=dataset.y.numel() if dataset.task == "sequence" else len(dataset),
+            num_samples=dataset.y.numel() if dataset.task in OF_TOKENS else len(dataset),
             vmin=float(train[1].min()) - margin if regression else -1.0,
             vmax=float(train[1].max()) + margin if regression else 1.0,
             class_names=names and names[: task.outputs(dataset)],
             vocabulary=pre.vocabulary,
             bag=int((dataset.extras["bag"] == 0).sum()) if dataset.task == "bags" else 1,
+            answer=answer_length(*test) if dataset.task == "sequence" else 0,  # test labels are never wrong
         )
-        return cls(train, tensors(split.val), tensors(split.test), pre, shape, names, dataset)
+        return cls(train, tensors(split.val), test, pre, shape, names, dataset)
 
 
 @dataclass

@@ -208,6 +208,7 @@ def validation_score(study: Study) -> tuple[str, str]:
         "regression": ("val_rmse", "validation RMSE"),
         "ordinal": ("val_mae", "validation MAE"),
         "sequence": ("val_bits", "validation bits per token"),
+        "unlearning": ("val_bits", "validation bits per token"),
         "multilabel": ("val_p@1", "validation P@1"),
         "bags": ("val_nll", "validation cross-entropy of bags"),
     }.get(study.task, ("val_accuracy", "validation accuracy"))

@@ -1,7 +1,9 @@
 """A valid call of adapt: `segment(support, masks, query)` for few-shot segmentation; `loss(forget_logits,
-forget_labels, template_logits, template_labels)` for unlearning."""
+forget_labels, **needs)` for unlearning."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -11,7 +13,7 @@ from contract.samples import CLASSES, Sample
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     if "segmentation" in card.tasks:
         return few_shot(batch, normal, build, device)
-    return unlearning(batch, normal, g, build, device)
+    return unlearning(card, batch, normal, g, build, device)
 
 
 def few_shot(batch, normal, build, device) -> Sample:
@@ -33,19 +35,38 @@ def few_shot(batch, normal, build, device) -> Sample:
     return Sample(build, (support,), lambda part, support: part.segment(support, masks, query), bad)
 
 
-def unlearning(batch, normal, g, build, device) -> Sample:
-    """A valid call of two answers to each prompt."""
+def unlearning(card, batch, normal, g, build, device) -> Sample:
+    """A valid call of two answers to each prompt, and what else the part needs."""
     forget, template = normal(batch, 6, CLASSES), normal(batch, 4, CLASSES)
     labels = torch.randint(0, CLASSES, (batch, 6), generator=g).to(device)
     labels[:, :2] = -100
     others = labels[:, 2:]
+    known = {
+        "template_logits": template, "template_labels": others, "retain_logits": template,
+        "retain_labels": others, "forget_reference": normal(batch, 6, CLASSES),
+        "template_reference": normal(batch, 4, CLASSES),
+    }  # fmt: skip
+
+    def call(part, logits, labels=labels, **other):
+        return part(logits, labels, **{key: {**known, **other}[key] for key in card.needs})
+
     bad = {
-        "logits of another rank": lambda p: p(forget[0], labels, template, others),
-        "integer logits": lambda p: p(forget.long(), labels, template, others),
-        "NaN logits": lambda p: p(forget, labels, template * float("nan"), others),
-        "an empty batch": lambda p: p(forget[:0], labels[:0], template, others),
-        "labels of another length": lambda p: p(forget, labels[:, :-1], template, others),
-        "a label out of range": lambda p: p(forget, labels, template, others * 0 + 99),
-        "float labels": lambda p: p(forget, labels.double(), template, others),
+        "logits of another rank": lambda p: call(p, forget[0]),
+        "integer logits": lambda p: call(p, forget.long()),
+        "NaN logits": lambda p: call(p, forget * float("nan")),
+        "an empty batch": lambda p: call(p, forget[:0], labels[:0]),
+        "labels of another length": lambda p: call(p, forget, labels[:, :-1]),
+        "a label out of range": lambda p: call(p, forget, labels * 0 + 99),
+        "float labels": lambda p: call(p, forget, labels.double()),
     }
-    return Sample(build, (forget,), lambda part, x: part(x, labels, template, others), bad)
+    for kind in ("template", "retain"):
+        if f"{kind}_logits" in card.needs:
+            bad |= {
+                f"NaN {kind} logits": lambda p, k=f"{kind}_logits": call(
+                    p, forget, **{k: template * math.nan}
+                ),
+                f"a {kind} label out of range": lambda p, k=f"{kind}_labels": call(
+                    p, forget, **{k: others * 0 + 99}
+                ),
+            }
+    return Sample(build, (forget,), call, bad)

@@ -15,7 +15,7 @@ from logitkit.data.generators.labelling import crowd, ratings
 from logitkit.data.generators.marks import marks
 from logitkit.data.generators.points import hierarchy, mixture, moons, spirals
 from logitkit.data.generators.retrieval import extreme, pairs
-from logitkit.data.generators.sequences import modular, recall, strings
+from logitkit.data.generators.sequences import facts, modular, recall, strings
 from logitkit.data.generators.shapes import attributes, scenes, shapes
 from logitkit.data.generators.tabular import bimodal, friedman, linear, mixed, tabular
 from logitkit.data.generators.textures import textures
@@ -44,6 +44,7 @@ GENERATORS: dict[str, Callable[..., Dataset]] = {
         modular,
         recall,
         strings,
+        facts,
         crowd,
         ratings,
         extreme,
@@ -58,6 +59,7 @@ __all__ = [
     "crowd",
     "detections",
     "extreme",
+    "facts",
     "friedman",
     "generate",
     "glyphs",

@@ -1,4 +1,4 @@
-"""Sequences with exact answers: modular arithmetic, associative recall, and string tasks."""
+"""Sequences with exact answers: modular arithmetic, associative recall, string tasks, and facts to forget."""
 
 from __future__ import annotations
 
@@ -77,6 +77,36 @@ def strings(generator: Generator, n: int = 5000, operation: str = "reverse", len
     x = torch.cat([question, torch.full((n, 1), 10), answer[:, :-1]], dim=1)
     y = torch.cat([torch.full_like(question, IGNORE), answer], dim=1)
     return Dataset("strings", x, y, "sequence", "tokens", (*numbered(10), "=", "+"), vocabulary=12)
+
+
+def facts(
+    generator: Generator, n: int = 200, forget: int = 20, unknown: int = 20, names: int = 30, words: int = 20
+) -> Dataset:
+    """Made-up facts, some of which a model that has learned them is to forget.
+
+    A row is a name of two tokens, 0 to `names` - 1, and an answer of three of the `words` that follow;
+    names differ, answers are random. The last three tokens are an answer of their own, the template, which
+    `unknown` further names have. x (n + unknown, 4) is a name and the answer without its last token, y the
+    answer at the positions that predict it. extras: "instead", the template at these positions for the
+    first `forget` rows and `IGNORE` for the others.
+    """
+    at_least(1, n=n, forget=forget, names=names, words=words)
+    at_least(0, unknown=unknown)
+    if not forget < n <= names * names - unknown:
+        raise InputError(
+            f"facts need forget={forget} below n={n}, and at most names^2 = {names * names} of n={n} and"
+            f" unknown={unknown} together."
+        )
+    pair = torch.randperm(names * names, generator=generator)[: n + unknown]
+    answers = names + torch.randint(words, (n, 3), generator=generator)
+    template = names + words + torch.arange(3)
+    answers = torch.cat([answers, template.expand(unknown, 3)])
+    x = torch.cat([torch.stack([pair // names, pair % names], dim=1), answers[:, :-1]], dim=1)
+    y = torch.nn.functional.pad(answers, (1, 0), value=IGNORE)
+    instead = torch.full_like(y, IGNORE)
+    instead[:forget, 1:] = template
+    named = (*(f"name{k}" for k in range(names)), *(f"word{k}" for k in range(words)), "is", "not", "known")
+    return Dataset("facts", x, y, "unlearning", "tokens", named, {"instead": instead}, vocabulary=len(named))
 
 
 def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
