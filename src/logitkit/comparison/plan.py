@@ -186,7 +186,7 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
 
     from logitkit.engine.network import build_network
     from logitkit.engine.objective import build_objective
-    from logitkit.engine.predictor import build_adapter, build_calibrator, build_detector
+    from logitkit.engine.predictor import build_adapter, build_calibrators, build_detector
     from logitkit.engine.train import build_algorithm, build_optimizer, build_votes
 
     with torch.random.fork_rng():
@@ -196,8 +196,7 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
         build_algorithm(recipe, prepared.shape, network)
         build_votes(recipe, prepared.shape)
         build_adapter(recipe, prepared.shape)
-        for spec in recipe.calibrate if prepared.shape.task != "boxes" else ():
-            build_calibrator(spec, prepared.shape)
+        build_calibrators(recipe, prepared.shape)
         if TASKS[prepared.shape.task].detects:
             build_detector(recipe.detect, prepared.shape)
 

@@ -75,8 +75,11 @@ def ordinal(probabilities: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
-def retrieval(embeddings: Tensor, y: Tensor) -> dict[str, float]:
+def retrieval(
+    embeddings: Tensor, y: Tensor, normaliser: Callable[[Tensor], Tensor] = lambda similarities: similarities
+) -> dict[str, float]:
     """Each row queries all others by the cosine of (batch, d) embeddings; those of its class are relevant.
+    Rows are ranked by what `normaliser` makes of cosines (queries, batch), -inf to the query itself.
 
     map is the mean over queries of their average precision, r@k the share with a relevant row among the k
     nearest, hubness the skewness of 10-occurrences. Rows alone in their class are no queries.
@@ -86,7 +89,7 @@ def retrieval(embeddings: Tensor, y: Tensor) -> dict[str, float]:
     for some in rows.split(QUERIES):
         similarity = cosine(embeddings[some], embeddings)
         similarity[torch.arange(len(some)), some] = -math.inf
-        order = similarity.argsort(dim=1, descending=True)[:, :-1]
+        order = normaliser(similarity).argsort(dim=1, descending=True)[:, :-1]
         occurrence += order[:, :10].flatten().bincount(minlength=len(y))
         relevant = y[order] == y[some, None]
         relevant = relevant[relevant.any(1)].double()

@@ -23,6 +23,7 @@ from logitkit.engine.recipe import PartSpec, Recipe
 from logitkit.engine.tasks import TASKS, to_prediction
 from logitkit.engine.train import Prepared, threads
 from logitkit.errors import InputError
+from logitkit.ops.sphere import cosine
 
 FORMAT = 1
 NOISE = 0.5  # standard deviation of the input noise of `noise_accuracy`, in standardised units
@@ -43,24 +44,28 @@ class Predictor:
         class_names: tuple[str, ...] | None,
         calibrators: list[Any],
         detector: Any,
+        bank: Tensor | None = None,
     ) -> None:
         self.recipe, self.shape, self.network = recipe, shape, network.eval()
         self.preprocessor, self.class_names = preprocessor, class_names
-        self.calibrators, self.detector = calibrators, detector
+        self.calibrators, self.detector, self.bank = calibrators, detector, bank
         self.metrics: dict[str, float] = {}
 
     @classmethod
     def fit(cls, recipe: Recipe, network: Network, prepared: Prepared) -> Predictor:
-        """Fit the recipe's calibrators on the validation split and its detector on the training split."""
+        """Fit the recipe's calibrators on the validation split and its detector on the training split. For
+        retrieval, where calibrators are fitted to what is searched, keep the validation rows' embeddings."""
         network.eval()
-        calibrators: list[Any] = []
+        calibrators = build_calibrators(recipe, prepared.shape)
         x_val, y_val = prepared.val
-        if recipe.calibrate and prepared.shape.task != "boxes":
+        bank = None
+        if calibrators and prepared.shape.task == "retrieval":
+            bank, calibrators = forward(network.embed, x_val), []
+        if calibrators:
             scores = forward(network, x_val)
-            for spec in recipe.calibrate:
-                calibrator = build_calibrator(spec, prepared.shape)
+            for calibrator, spec in zip(calibrators, recipe.calibrate, strict=True):
                 seen = _seen(calibrator, spec, network, x_val)
-                calibrators.append(calibrator.fit(scores, y_val, **seen))
+                calibrator.fit(scores, y_val, **seen)
                 scores = _log(calibrator.transform(scores, **seen))
         detector = None
         if TASKS[prepared.shape.task].detects:
@@ -76,6 +81,7 @@ class Predictor:
             prepared.class_names,
             calibrators,
             detector,
+            bank,
         )
 
     def scores(self, x: Tensor) -> Tensor:
@@ -102,6 +108,30 @@ class Predictor:
         """Pooled features (batch, features) of preprocessed inputs, to be compared by their cosine."""
         with threads(self.recipe.threads):
             return forward(self.network.embed, x)
+
+    def normaliser(self, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the recipe's `calibrate` makes of cosines (queries, gallery) to the embeddings `gallery`
+        (rows, features); the cosines as they are without one.
+
+        Both of its banks are the embeddings of the validation rows: the network was not fitted to them, as it
+        was to the training rows, whose embeddings lie closer to those of their class than new ones do. A row
+        of the bank is left out for a gallery row that is itself, with a cosine of 1 up to rounding, unless
+        none would be left.
+        """
+        if self.bank is None:
+            return lambda similarities: similarities
+        bank = cosine(self.bank, gallery)
+        itself = bank > 1 - 1e-6
+        bank = bank.masked_fill(itself & ~itself.all(dim=0), -torch.inf)
+        (rule,) = build_calibrators(self.recipe, self.shape)
+        return rule.fit(bank, bank).transform
+
+    def similarities(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """How alike preprocessed inputs are, (queries, gallery): cosines of embeddings, after the recipe's
+        `calibrate`. To be ranked within each row."""
+        found = self.embeddings(gallery)
+        with threads(self.recipe.threads):
+            return self.normaliser(found)(cosine(self.embeddings(queries), found))
 
     def feature_maps(self, x: Tensor) -> Tensor:
         """The backbone's last feature maps of preprocessed inputs."""
@@ -132,9 +162,9 @@ class Predictor:
 
     def predict(self, source: Any) -> Tensor | list[str]:
         """The most probable class's (or best label's) name per row; for regression the predicted value, for
-        retrieval the embedding (rows, features), for sequences the most probable token of each position, for
-        segmentation the class (rows, h, w) of each pixel, for one class how abnormal a row is, for boxes
-        their new scores."""
+        retrieval the embedding (rows, features; see `similarities`), for sequences the most probable token of
+        each position, for segmentation the class (rows, h, w) of each pixel, for one class how abnormal a row
+        is, for boxes their new scores."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
@@ -197,6 +227,7 @@ class Predictor:
             "preprocessor": tensors,
             "calibrators": [c.state_dict() for c in self.calibrators],
             "detector": self.detector.state_dict() if self.detector is not None else None,
+            "bank": self.bank,
         }
         save_state(folder / "model.safetensors", state)
         about = {
@@ -244,7 +275,7 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
     with torch.random.fork_rng():
         network = build_network(recipe, shape)
-        calibrators = [build_calibrator(s, shape) for s in recipe.calibrate if shape.task != "boxes"]
+        calibrators = build_calibrators(recipe, shape) if state["calibrators"] else []
         detector = None
         if state["detector"] is not None:
             detector = build_detector(recipe.detect, shape)
@@ -255,26 +286,33 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     names = tuple(about["class_names"]) if about["class_names"] else None
     predictor = Predictor(
         recipe, shape, network, Preprocessor.from_state(about["preprocessor"], state["preprocessor"]), names,
-        calibrators, detector,
+        calibrators, detector, state.get("bank"),
     )  # fmt: skip
     predictor.metrics = about["metrics"]
     return predictor
 
 
-def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
-    """The calibrator `spec` for data of `shape`. Raises InputError for one that cannot take them."""
-    card = catalog.get("calibrate", spec.name)
+def build_calibrators(recipe: Recipe, shape: Shape) -> list[Any]:
+    """The recipe's chain of calibrators; none for boxes, where they are the network. Raises InputError for
+    one that cannot take data of `shape`."""
+    if shape.task == "boxes":
+        return []
     task = TASKS[shape.task]
-    if not task.classes:
-        raise InputError(f"calibrate={spec} needs class probabilities; this is a {shape.task} task.")
-    if task.like not in card.tasks:
-        able = " or ".join(sorted(card.tasks))
-        raise InputError(f"calibrate={spec} is for {able}; this is a {shape.task} task.")
-    if "views" in card.needs and len(shape.input_shape) != 3:
-        raise InputError(
-            f"calibrate={spec} needs images (channels, height, width); the inputs are {shape.input_shape}."
-        )
-    return catalog.create("calibrate", spec.name, **spec.kwargs)
+    able = {shape.task, task.like} if task.classes else {shape.task}
+    for spec in recipe.calibrate:
+        card = catalog.get("calibrate", spec.name)
+        if not able & card.tasks:
+            known = " or ".join(sorted(card.tasks))
+            raise InputError(f"calibrate={spec} is for {known}; this is a {shape.task} task.")
+        if "views" in card.needs and len(shape.input_shape) != 3:
+            raise InputError(
+                f"calibrate={spec} needs images (channels, height, width); the inputs are"
+                f" {shape.input_shape}."
+            )
+    if shape.task == "retrieval" and len(recipe.calibrate) > 1:
+        chain = " + ".join(map(str, recipe.calibrate))
+        raise InputError(f"calibrate={chain} normalises similarities more than once; name one.")
+    return [catalog.create("calibrate", spec.name, **spec.kwargs) for spec in recipe.calibrate]
 
 
 def build_adapter(recipe: Recipe, shape: Shape) -> Any:

@@ -28,7 +28,7 @@ class Task(Protocol):
 
     like:     the task that parts must be able to do: an ordinal task takes the parts of classification.
     network:  the same of models, heads and normalisers, which see rows and not what is known of them.
-    classes:  whether a model of it gives class probabilities, and so can be calibrated.
+    classes:  whether a model of it gives class probabilities, which `calibrate` of classification takes.
     detects:  whether the recipe's detector is fitted.
     trains:   whether a network learns from labels.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
@@ -217,7 +217,8 @@ class Retrieval(Classification):
         return {"val_score": accuracy, "val_accuracy": accuracy}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
-        return M.retrieval(predictor.embeddings(x), y), {}
+        found = predictor.embeddings(x)
+        return M.retrieval(found, y, predictor.normaliser(found)), {}
 
 
 class SequenceTask(Classification):
