@@ -133,6 +133,11 @@ class Predictor:
         with threads(self.recipe.threads):
             return self.normaliser(found)(cosine(self.embeddings(queries), found))
 
+    def found(self, x: Tensor, k: int = 5) -> Tensor:
+        """The rows (batch, k) of the documents that answer preprocessed queries best, best first."""
+        with threads(self.recipe.threads):
+            return torch.cat([self.network.find(some, k).items for some in x.split(M.QUERIES)])
+
     def feature_maps(self, x: Tensor) -> Tensor:
         """The backbone's last feature maps of preprocessed inputs."""
         with threads(self.recipe.threads):
@@ -164,12 +169,14 @@ class Predictor:
         """The most probable class's (or best label's) name per row; for regression the predicted value, for
         retrieval the embedding (rows, features; see `similarities`), for sequences the most probable token of
         each position, for segmentation the class (rows, h, w) of each pixel, for one class how abnormal a row
-        is, for boxes their new scores."""
+        is, for boxes their new scores, for a search the rows (rows, 5) of the best documents."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
         if self.shape.task == "retrieval":
             return self.embeddings(x)
+        if self.shape.task == "search":
+            return self.found(x)
         if self.shape.task == "oneclass":
             return self.abnormality(x)
         if self.shape.task == "boxes":
@@ -272,7 +279,8 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
             " if you trust whoever wrote the folder."
         )
     state = load_state(folder / "model.safetensors")
-    shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["shape"].items()}
+    shape = Shape(**known)
     with torch.random.fork_rng():
         network = build_network(recipe, shape)
         calibrators = build_calibrators(recipe, shape) if state["calibrators"] else []

@@ -76,8 +76,11 @@ def run(
         except Diverged as error:
             status = f"diverged: {error}"
         else:
-            network = network.to("cpu")
             val = dict(trainer.progress.curve[-1]) if recipe.patience is None else _best(trainer.progress)
+            if network.finder is not None:
+                val |= trainer.validate()  # what is found may be less than what all scores would find
+                network.eval()
+            network = network.to("cpu")
             if judge:
                 predictor = Predictor.fit(recipe, network, prepared)
                 x, y = prepared.test

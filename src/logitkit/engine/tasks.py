@@ -31,6 +31,7 @@ class Task(Protocol):
     classes:  whether a model of it gives class probabilities, which `calibrate` of classification takes.
     detects:  whether the recipe's detector is fitted.
     trains:   whether a network learns from labels.
+    head:     what the head is, where none is chosen.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
     loss:     what `loss=auto` stands for; `compared` what a comparison without a choice compares, as a user
               writes it.
@@ -41,6 +42,7 @@ class Task(Protocol):
     classes: ClassVar[bool]
     detects: ClassVar[bool]
     trains: ClassVar[bool]
+    head: ClassVar[str]
     metrics: ClassVar[Mapping[str, bool]]
     primary: ClassVar[str]
     loss: ClassVar[str]
@@ -76,6 +78,7 @@ class Classification:
     classes: ClassVar[bool] = True
     detects: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    head: ClassVar[str] = "linear"
 
     metrics: ClassVar[Mapping[str, bool]] = {
         "accuracy": True, "balanced_accuracy": True, "nll": False, "ece": False, "ood_auroc": True,
@@ -113,6 +116,7 @@ class Regression:
     classes: ClassVar[bool] = False
     detects: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    head: ClassVar[str] = "linear"
 
     metrics: ClassVar[Mapping[str, bool]] = {"rmse": False, "mae": False, "r2": True, "noise_rmse": False}
     primary: ClassVar[str] = "rmse"
@@ -221,6 +225,27 @@ class Retrieval(Classification):
         return M.retrieval(found, y, predictor.normaliser(found)), {}
 
 
+class Search(Classification):
+    """A query is to find its document among many, which its head reads: classification over documents, of
+    queries that training has not seen."""
+
+    classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
+    head: ClassVar[str] = "dual"
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "mrr@10": True, "r@1": True, "r@5": True, "r@100": True, "calls": False, "noise_mrr@10": True,
+    }  # fmt: skip
+    primary: ClassVar[str] = "mrr@10"
+    compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr"
+
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
+        mrr = M.search(network, x, target)["mrr@10"]
+        return {"val_score": mrr, "val_mrr@10": mrr}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.search(predictor.network, x, y), {}
+
+
 class SequenceTask(Classification):
     """The next token, or another one, at every position of a sequence. Every position is a row to the parts
     of classification; positions labelled `IGNORE` are left out."""
@@ -321,6 +346,7 @@ TASKS: dict[str, Task] = {
     "oneclass": OneClass(),
     "segmentation": Segmentation(),
     "boxes": Boxes(),
+    "search": Search(),
 }
 
 
