@@ -153,6 +153,8 @@ class Suppression(nn.Module):
     """A recipe's `calibrate` on boxes (batch, n, 5) of corners and a score: the scores (batch, n) it leaves.
     Boxes of different images do not meet."""
 
+    finder = None
+
     def __init__(self, rules: list[nn.Module]) -> None:
         super().__init__()
         self.rules = nn.ModuleList(rules)
