@@ -84,7 +84,7 @@ REPORTS = {
          "seeds": 3, "epochs": 15},
     ),
     "hubs": Report(
-        "The same, and some images come up for every query: do normalised similarities help?",
+        "The same images: do similarities that are normalised against hubs find more?",
         {"data": "glyphs:n=4000,classes=100,size=16+task=retrieval", "model": "cnn(width=8)", "seeds": 3,
          "epochs": 15, "calibrate": ["none", "dbnorm", "dbnorm(beta1=20, beta2=20)"]},
     ),

@@ -150,12 +150,14 @@ def test_a_comparison_needs_no_choice_and_reports_the_tasks_numbers(tmp_path):
     assert {row.means["calls"] for row in searches.ranking} == {60.0}
 
 
-def test_tuning_chooses_anchors(tmp_path):
+def test_tuning_chooses_anchors_and_passes_over_what_the_budget_does_not_hold(tmp_path):
     result = logitkit.compare(
-        **{**SMALL, "epochs": 1, "data": "passages:n=300,documents=120"}, search="exact,anncur",
-        tune=3, seeds=1, jobs=1, folder=tmp_path,
+        **{**SMALL, "epochs": 1}, search="anncur(budget=51),anncur(budget=52)", tune=4, seeds=1, jobs=1,
+        folder=tmp_path,
     )  # fmt: skip
-    assert all(record["status"] == "done" for record in result.records.values())
+    tuned = [record["tuned"] for record in result.records.values()]
+    assert all(each == {} or 10 <= each["search.anchors"] < 52 for each in tuned)
+    assert any(tuned)
 
 
 def test_ones_own_queries_and_documents(tmp_path):
@@ -190,7 +192,7 @@ def test_ones_own_queries_and_documents(tmp_path):
         ({"loss": "ce,ar2"}, "write algorithm=ar2"),
         ({"loss": "ce,binary_cross_entropy"}, "is for"),
         ({"calibrate": "none,temperature"}, "this is a search task"),
-        ({"data": SOURCE + "+task=retrieval"}, "needs classes"),
+        ({"data": SOURCE + "+task=retrieval"}, "needs labels"),
         ({"data": SOURCE + "+noise=0.1"}, "noise is for classification"),
     ],
 )

@@ -219,6 +219,8 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
         if key in spec.options and dataset.task not in able:
             raise InputError(f"+{key} is for classification, and {dataset.name} is a {dataset.task} task.")
     task = spec.options.get("task")
+    if task is not None and dataset.task == "search":
+        raise InputError(f"+task={task} needs labels, and {dataset.name} is a search task.")
     if task == "oneclass" and (spec.pending != Options()):
         raise InputError("+task=oneclass has no wrong labels and no imbalance among its training rows.")
     learned = dataset.task if task is None else task
