@@ -85,6 +85,20 @@ REPORTS = {
         {"data": "glyphs:n=4000,classes=100,size=16+task=retrieval", "model": "cnn(width=8)", "head": ANGULAR,
          "seeds": 3, "epochs": 15},
     ),
+    "hubs": Report(
+        "The same images: do similarities that are normalised against hubs find more?",
+        {"data": "glyphs:n=4000,classes=100,size=16+task=retrieval", "model": "cnn(width=8)", "seeds": 3,
+         "epochs": 15, "calibrate": ["none", "dbnorm", "dbnorm(beta1=20, beta2=20)"]},
+    ),
+    "search": Report(
+        "A query is to find the one of 1,000 documents that answers it: trained how?",
+        {"data": "passages:n=5000", "seeds": 5, "algorithm": ["standard", "ar2", "ar2(lam=0)"]},
+    ),
+    "search-cost": Report(
+        "A cross-encoder scores all of 1,000 documents, or only 20, 50 or 100 of them: what is lost?",
+        {"data": "passages", "head": "cross", "seeds": 3, "epochs": 15, "lr": 3e-3,
+         "search": ["exact", "anncur(anchors=10, budget=20)", "anncur(anchors=25, budget=50)", "anncur"]},
+    ),
     "bags": Report(
         "Labels are only known as the mean of eight rows: how much should each row fit its bag's mean?",
         {"data": "digits+bags=8", "seeds": 10, "epochs": 60,

@@ -307,7 +307,9 @@ def check_optimizer(card: Card) -> None:
 
 def check_algorithm(card: Card) -> None:
     """An algorithm of the engine learns, repeats itself under a seed, and resumes bit for bit."""
-    recipe = Recipe.of(data="moons:n=160", algorithm=card.name, epochs=6, batch_size=16, lr=0.01)
+    place = {"data": "passages:n=160,documents=40", "head": "dual"}
+    place = place if "search" in card.tasks else {"data": "moons:n=160"}
+    recipe = Recipe.of(**place, algorithm=card.name, epochs=6, batch_size=16, lr=0.01)
     prepared = Prepared.of(data.split(data.load(recipe.data), 0))
 
     class Stop(Exception):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from logitkit.contrast import AR2Loss, AR2Trainer, mine_negatives, ranker_loss
+from logitkit.contrast import AR2Loss, AR2Trainer
+from logitkit.ops import mine_negatives, ranker_loss
 
 S = 2 * torch.sin(1.7 * torch.arange(8.0, dtype=torch.float64)).reshape(2, 4)
 R = 2 * torch.cos(1.3 * torch.arange(8.0, dtype=torch.float64)).reshape(2, 4)

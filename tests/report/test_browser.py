@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from logitkit.report import write_report
 from report.results import results
@@ -31,6 +32,7 @@ def show(browser, tmp_path):
         browser.get_log("browser")
         view(width, theme)
         browser.get(write_report(made, tmp_path / "report.html").as_uri())
+        WebDriverWait(browser, 30).until(lambda driver: not undrawn(driver))
         return browser
 
     opened.view = view

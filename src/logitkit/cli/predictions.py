@@ -13,7 +13,8 @@ from logitkit.engine.checkpoint import write_atomically
 def write_predictions(model: Predictor, source: str, output: Path) -> int:
     """Write a line per row of `source`: `prediction`, and for classes `p_<class>` each; of several labels the
     five best, for retrieval the embedding, for sequences the tokens, for segmentation the class numbers of
-    the pixels in reading order, for one class how abnormal it is, for boxes scores. Returns the rows."""
+    the pixels in reading order, for one class how abnormal it is, for boxes scores, for a search the rows of
+    the five best documents. Returns the rows."""
     import polars as pl
 
     x = model.inputs(source)
@@ -27,6 +28,8 @@ def write_predictions(model: Predictor, source: str, output: Path) -> int:
         table = pl.DataFrame({"prediction": [" ".join(map(str, row)) for row in found]})
     elif model.shape.task == "oneclass":
         table = pl.DataFrame({"abnormality": model.abnormality(x).numpy()})
+    elif model.shape.task == "search":
+        table = pl.DataFrame({f"document_{k + 1}": rows for k, rows in enumerate(model.found(x).T.numpy())})
     elif model.shape.task == "boxes":
         table = pl.DataFrame({f"score_{k}": column for k, column in enumerate(model.scores(x).T.numpy())})
     elif model.shape.task == "retrieval":

@@ -32,6 +32,7 @@ SHOWN = {
     "oneclass": ("eer", "fpr95", "noise_auroc"),
     "segmentation": ("miou@5", "miou"),
     "boxes": ("ap50", "ap75"),
+    "search": ("r@1", "r@5", "r@100", "calls", "noise_mrr@10"),
 }
 COLOURS = {"better": "green", "worse": "red", "reference": "bold"}
 

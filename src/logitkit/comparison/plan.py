@@ -88,7 +88,8 @@ class Plan:
     @property
     def resolution(self) -> float:
         """Smallest step of the metric: one test row for a share of rows, 0 for a continuous metric."""
-        return 1 / self._sizes[0] if any(name in self.metric for name in SHARES) else 0.0
+        counted = self.metric.startswith("r@") or any(name in self.metric for name in SHARES)
+        return 1 / self._sizes[0] if counted else 0.0
 
 
 @cache
@@ -166,6 +167,7 @@ def make_plan(
     values = {key: _values(key, value) for key, value in settings.items()}
     if not any(len(v) > 1 for v in values.values()) and slot not in values:
         values[slot] = _values(slot, choices)
+    values.setdefault("head", [task.head])
     varied = tuple(key for key, v in values.items() if len(v) > 1)
     arms, labels = [], []
     for combination in itertools.product(*values.values()):

@@ -21,6 +21,7 @@ from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, card_of
 from logitkit.engine.run import RunResult, run
 from logitkit.engine.tasks import task_of
 from logitkit.engine.train import Prepared, Progress
+from logitkit.errors import InputError
 from logitkit.registry import Choice, Real, Whole
 
 Listener = Callable[[Run, Progress], None]
@@ -102,7 +103,11 @@ class Worker:
             chosen = {} if done == 0 else {name: _suggest(trial, name, s) for name, s in space.items()}
             recipe = with_parameters(task.recipe, chosen, self._loss)
             name = f"{task.key}-tune{done}"
-            result = self._train(task, recipe, prepared, judge=False, name=name)
+            try:
+                result = self._train(task, recipe, prepared, judge=False, name=name)
+            except InputError:  # settings that do not go together; those as written were checked
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                continue
             trial.set_user_attr("chosen", chosen)
             score = result.val.get("val_score")
             if score is None or not math.isfinite(score):

@@ -1,7 +1,7 @@
 """Objectives on embeddings (contrastive, metric, local), and on scores of many labels; search by score."""
 
 from logitkit.contrast.anncur import ANNCUR, recall_vs_cost, topk_recall
-from logitkit.contrast.ar2 import AR2Loss, AR2Trainer, mine_negatives, ranker_loss
+from logitkit.contrast.ar2 import AR2Loss, AR2Trainer
 from logitkit.contrast.base import RankingLoss
 from logitkit.contrast.decoupled_softmax import DecoupledSoftmax, decoupled_softmax
 from logitkit.contrast.icnn import ICNNLoss, icnn_score
@@ -44,9 +44,7 @@ __all__ = [
     "icnn_score",
     "local_triplet",
     "match_local",
-    "mine_negatives",
     "prototypes",
-    "ranker_loss",
     "recall_vs_cost",
     "topk_recall",
     "triplet_ohnm",

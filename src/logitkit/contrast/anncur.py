@@ -11,7 +11,7 @@ from torch import Tensor
 
 from logitkit.ops import check_logits, check_positive
 from logitkit.ops.fitted import Fitted
-from logitkit.registry import part
+from logitkit.registry import Real, Whole, part
 
 Score = Callable[[Tensor], Tensor]
 
@@ -31,7 +31,8 @@ class Found(NamedTuple):
     title="Efficient Nearest Neighbor Search for Cross-Encoder Models using Matrix Factorization",
     paper="arXiv:2210.12579",
     number=41,
-    tasks=("retrieval",),
+    tasks=("search",),
+    search_space={"anchors": Whole(10, 80), "rcond": Real(1e-6, 0.1, log=True)},
     no_gradcheck="a search returns exact scores of the items it picks, not a function of its input",
     no_compile="a search calls back for scores",
 )
@@ -50,8 +51,9 @@ class ANNCUR(Fitted):
     `anchor_items` (anchors,) and `embeddings` (anchors, items) are buffers: c and the columns of `embeddings`
     are vectors whose inner product an approximate index may search; pass what it finds as `retrieve`.
 
-    Defaults: 50 anchor items drawn from `seed`; a budget of 2 k_i spends half on anchors, as the paper does.
-    `rcond` drops singular values below that share of the largest; None is machine precision.
+    Defaults: 50 anchor items drawn from `seed`; a budget of 100 spends half on anchors, as the paper does.
+    In a comparison (`search=anncur`) the anchor queries are those of training. `rcond` drops singular values
+    below that share of the largest; None is machine precision.
 
     Raises: ValueError for settings that are not positive, more anchors than items, scores of another shape or
     dtype, NaN, a budget that does not lie between the anchors and the items, a k beyond the budget, or use
@@ -66,14 +68,17 @@ class ANNCUR(Fitted):
     anchor_items: Tensor
     embeddings: Tensor
 
-    def __init__(self, anchors: int = 50, rcond: float | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, anchors: int = 50, rcond: float | None = None, seed: int = 0, budget: int = 100
+    ) -> None:
         super().__init__()
-        check_positive(anchors=anchors)
+        check_positive(anchors=anchors, budget=budget)
         if rcond is not None:
             check_positive(rcond=rcond)
         self.anchors = anchors
         self.rcond = rcond
         self.seed = seed
+        self.budget = budget
         self.register_buffer("anchor_items", torch.empty(0, dtype=torch.long))
         self.register_buffer("embeddings", torch.empty(0, 0))
 
@@ -100,15 +105,16 @@ class ANNCUR(Fitted):
         self,
         score: Score,
         k: int,
-        budget: int,
+        budget: int | None = None,
         retrieve: Callable[[Tensor, int], Int[Tensor, "batch candidates"]] | None = None,
     ) -> Found:
-        """The best `k` items of each query, from `budget` exact scores a query.
+        """The best `k` items of each query, from `budget` exact scores a query, or those of the settings.
 
         retrieve: (c, m) -> ids (batch, m), the m items nearest to c by inner product, as an approximate index
         gives them. The exact m are found without it.
         """
         anchors, n = self._fitted().shape
+        budget = self.budget if budget is None else budget
         if not (anchors < budget <= n and 1 <= k <= budget):
             raise ValueError(
                 f"search needs anchors < budget <= items and 1 <= k <= budget, got {anchors} anchors, budget"
@@ -130,8 +136,12 @@ class ANNCUR(Fitted):
         best = scores.topk(k, dim=1)
         return Found(items.gather(1, best.indices), best.values, items.shape[1])
 
+    @property
+    def fitted(self) -> bool:
+        return self.anchor_items.numel() > 0
+
     def _fitted(self) -> Float[Tensor, "anchors items"]:
-        if not self.anchor_items.numel():
+        if not self.fitted:
             raise ValueError(f"anncur must be fitted before it searches, with {self.anchors} anchors.")
         return self.embeddings
 

@@ -7,34 +7,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
-from logitkit.ops import check_logits, check_positive, check_reduction, reduce
+from logitkit.ops import (
+    check_positive,
+    check_reduction,
+    mine_negatives,
+    ranker_loss,
+    reduce,
+    retriever_loss,
+)
 from logitkit.registry import Real, part
-
-
-def ranker_loss(ranker_scores: Float[Tensor, "batch candidates"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the ranker's scores with the positive, candidate 0, as the class."""
-    scores = check_logits(ranker_scores, "ranker_scores")
-    return -F.log_softmax(scores, dim=1)[:, 0].mean()
-
-
-def mine_negatives(
-    queries: Float[Tensor, "queries d"],
-    documents: Float[Tensor, "documents d"],
-    positives: Int[Tensor, " queries"],
-    k: int,
-    block: int = 1024,
-) -> Int[Tensor, "queries k"]:
-    """The k documents of the largest dot product with each query, but for its positive; `block` queries at a
-    time. Raises ValueError unless 0 < k < documents."""
-    if not 0 < k < len(documents):
-        raise ValueError(f"k must lie between 1 and {len(documents) - 1}, got {k}.")
-    found = []
-    for q, positive in zip(queries.split(block), positives.split(block), strict=True):
-        scores = (q @ documents.T).scatter(1, positive[:, None], -torch.inf)
-        found.append(scores.topk(k, dim=1).indices)
-    return torch.cat(found)
 
 
 @part(
@@ -66,7 +48,8 @@ class AR2Loss(nn.Module):
     NaN, an empty batch.
 
     Source: Zhang, Gong, Shen, et al., ICLR 2022, arXiv:2110.03611, section 3, and the authors'
-    `co_training_wiki_train.py`. The ranker's step is `ranker_loss`; `AR2Trainer` alternates them.
+    `co_training_wiki_train.py`. The ranker's step is `ops.ranker_loss`; `AR2Trainer` alternates them, and in
+    a comparison `algorithm=ar2`.
 
     Not for: candidates among which relevant ones go unlabelled, as both terms take them for negatives; a
     ranker that is no better than the retriever.
@@ -85,15 +68,7 @@ class AR2Loss(nn.Module):
     def forward(
         self, scores: Float[Tensor, "batch candidates"], ranker_scores: Float[Tensor, "batch candidates"]
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-        s = check_logits(scores, "scores")
-        r = check_logits(ranker_scores, "ranker_scores", classes=s.shape[1]).detach()
-        if len(r) != len(s):
-            raise ValueError(f"ranker_scores must have {len(s)} rows as the scores, got {len(r)}.")
-        log_p = F.log_softmax(s, dim=1)
-        reward = F.logsigmoid(r[:, :1] - r)
-        belief = torch.softmax(r / self.temperature, dim=1)
-        loss = self.lam * (reward * log_p).sum(dim=1) - (1 - self.lam) * (belief * log_p).sum(dim=1)
-        return reduce(loss, self.reduction)
+        return reduce(retriever_loss(scores, ranker_scores, self.lam, self.temperature), self.reduction)
 
 
 class AR2Trainer:

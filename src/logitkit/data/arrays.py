@@ -34,6 +34,24 @@ def labelled(x: Any, y: Any, name: str, task: Task | None = None, kind: Kind | N
     return Dataset(name, features, labels, task, kind, names, vocabulary=vocabulary)
 
 
+def searched(x: Any, y: Any, documents: Any, name: str) -> Dataset:
+    """The search of queries `x`, each answered by the row `y` of `documents` (documents, features)."""
+    queries, kind = read_inputs(x, name)
+    rows = np.asarray(y)
+    answers, of_documents = read_inputs(documents, f"the documents of {name}")
+    if of_documents != "vector" or len(answers) < 2:
+        raise InputError(
+            f"the documents of {name} have shape {tuple(answers.shape)}: at least 2 (documents, features) are"
+            " needed."
+        )
+    if rows.shape != (len(queries),):
+        raise InputError(f"{name} has {len(queries)} queries but labels of shape {rows.shape}.")
+    if rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= len(answers):
+        raise InputError(f"the label of {name} must be the row of one of its {len(answers)} documents.")
+    y = torch.from_numpy(rows.astype(np.int64))
+    return Dataset(name, queries, y, "search", kind, documents=answers)
+
+
 def read_inputs(x: Any, name: str, kind: Kind | None = None) -> tuple[Tensor, Kind]:
     """`(x, kind)`: (N, d) float32 vectors, (N, C, H, W) float32 images in [0, 1], or (N, L) int64 tokens.
 
@@ -82,7 +100,7 @@ def read_file(path: Path, second: str | None) -> tuple[np.ndarray, np.ndarray | 
     """
     if path.suffix.lower() == ".npy":
         return _open(path), _open(Path(second)) if second else None
-    arrays = _open_safetensors(path) if path.suffix.lower() == ".safetensors" else _open(path)
+    arrays = _several(path)
     for x, y in KEYS:
         if x in arrays:
             return arrays[x], arrays.get(y)
@@ -90,6 +108,15 @@ def read_file(path: Path, second: str | None) -> tuple[np.ndarray, np.ndarray | 
         f"{path} holds {', '.join(arrays) or 'nothing'}:"
         " 'x' and 'y', or 'embeddings' and 'labels', are needed."
     )
+
+
+def read_documents(path: Path) -> np.ndarray | None:
+    """What the queries of a file of several arrays search through; None if it has no "documents"."""
+    return None if path.suffix.lower() == ".npy" else _several(path).get("documents")
+
+
+def _several(path: Path) -> dict[str, np.ndarray]:
+    return _open_safetensors(path) if path.suffix.lower() == ".safetensors" else _open(path)
 
 
 def _open(path: Path) -> Any:

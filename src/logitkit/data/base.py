@@ -17,7 +17,7 @@ from logitkit.errors import InputError
 
 Task = Literal[
     "classification", "ordinal", "retrieval", "bags", "oneclass", "crowd", "regression", "multilabel",
-    "sequence", "unlearning", "segmentation", "boxes",
+    "sequence", "unlearning", "segmentation", "boxes", "search",
 ]  # fmt: skip
 OF_CLASSES = ("classification", "ordinal", "retrieval", "bags", "oneclass")
 """Tasks whose labels are one class per row, before a split."""
@@ -95,19 +95,22 @@ class Dataset:
                  votes of workers are known, `extras["votes"]`, "segmentation" the class of every pixel,
                  "boxes" which of the boxes that a detector found to believe, "unlearning" the sequences of
                  which some are to be forgotten: `extras["instead"]` (N, L) is what these are to be answered
-                 with, and `IGNORE` throughout where a row is to be kept.
+                 with, and `IGNORE` throughout where a row is to be kept, "search" which document answers a
+                 query.
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
                  up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored;
                  (N, H, W) int64 classes of pixels, 0 for the background; (N, most, 4) float32 corners of
-                 objects, zeros where there is none. Split into bags, training and validation rows have
-                 (N, classes) float32, the mean of their bag; those of a crowd have (N, workers) int64 votes,
-                 -1 where a worker did not answer; those of one class are 0, and test rows of others 1; test
-                 rows of unlearning have (N, 2, L), y and what is to be said instead.
+                 objects, zeros where there is none; (N,) int64 rows of `documents` for a search. Split into
+                 bags, training and validation rows have (N, classes) float32, the mean of their bag; those of
+                 a crowd have (N, workers) int64 votes, -1 where a worker did not answer; those of one class
+                 are 0, and test rows of others 1; test rows of unlearning have (N, 2, L), y and what is to be
+                 said instead.
     class_names: one name per class; for a sequence task, per token. None for regression.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
     options:     noise, imbalance and bags that `split` applies.
     fixed_split: row indices by "train", "test" and perhaps "val", for a source that carries its own split.
     vocabulary:  how many different tokens `x` may hold; None unless `kind` is "tokens".
+    documents:   (documents, features) float32, what a search looks through; None for other tasks.
     """
 
     name: str
@@ -120,15 +123,19 @@ class Dataset:
     options: Options = Options()
     fixed_split: Mapping[str, Tensor] | None = None
     vocabulary: int | None = None
+    documents: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; for a sequence task, of tokens. Raises `InputError` for regression and boxes."""
+        """Number of classes; for a sequence task, of tokens; for a search, of documents. Raises `InputError`
+        for regression and boxes."""
         if self.task in ("regression", "boxes"):
             raise InputError(f"{self.name} is a {self.task} task and has no classes.")
+        if self.documents is not None:
+            return len(self.documents)
         if self.task == "bags" and self.y.ndim == 2:
             return self.y.shape[1]
         return len(self.class_names) if self.class_names is not None else int(self.y.max()) + 1
@@ -141,6 +148,8 @@ class Dataset:
         digest.update(json.dumps(about).encode())
         tensors: dict[str, Any] = {"y": self.y, **{f"extras.{k}": v for k, v in self.extras.items()}}
         tensors |= {f"fixed.{k}": v for k, v in (self.fixed_split or {}).items()}
+        if self.documents is not None:
+            tensors["documents"] = self.documents
         if isinstance(self.x, Table):
             for name, column in self.x.columns.items():
                 digest.update(json.dumps([name, column.kind, column.levels]).encode())

@@ -36,7 +36,8 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
       "digits", "iris", "wine", "breast_cancer", "diabetes"   scikit-learn's bundled sets
       "mixture:classes=20,dim=32"              a generator of `logitkit.data.generators` and its arguments
       "FILE.csv:LABEL", ".tsv", ".parquet"     a table and its label column
-      "FILE.npz", "FILE.safetensors"           arrays x and y, or embeddings and labels
+      "FILE.npz", "FILE.safetensors"           arrays x and y, or embeddings and labels; with documents a
+                                               search, y being rows of them
       "X.npy:Y.npy"                            two arrays
       "FOLDER"                                 images in one folder per class
       "hf:NAME[:LABEL]"                        a Hugging Face data set, or a folder it was saved to
@@ -189,6 +190,8 @@ def _from_file(path: Path, label: str | None, task: Any) -> Dataset:
     x, y = arrays.read_file(path, label)
     if y is None:
         raise InputError(f"{path} holds inputs but no labels: add them as 'y' or 'labels'.")
+    if (documents := arrays.read_documents(path)) is not None:
+        return arrays.searched(x, y, documents, str(path))
     return arrays.labelled(x, y, str(path), task)
 
 
@@ -216,6 +219,8 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
         if key in spec.options and dataset.task not in able:
             raise InputError(f"+{key} is for classification, and {dataset.name} is a {dataset.task} task.")
     task = spec.options.get("task")
+    if task is not None and dataset.task == "search":
+        raise InputError(f"+task={task} needs labels, and {dataset.name} is a search task.")
     if task == "oneclass" and (spec.pending != Options()):
         raise InputError("+task=oneclass has no wrong labels and no imbalance among its training rows.")
     learned = dataset.task if task is None else task

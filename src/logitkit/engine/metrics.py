@@ -20,6 +20,8 @@ from logitkit.ops.sphere import cosine
 BINS = 15
 # Queries whose similarities to everything are held at once.
 QUERIES = 1024
+# Documents that a search returns.
+LIST = 100
 # Sequences whose scores for every token are held at once.
 SEQUENCES = 64
 # Of few-shot segmentation: tasks, labelled images in each, and the share of an image that shows its class.
@@ -75,8 +77,11 @@ def ordinal(probabilities: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
-def retrieval(embeddings: Tensor, y: Tensor) -> dict[str, float]:
+def retrieval(
+    embeddings: Tensor, y: Tensor, normaliser: Callable[[Tensor], Tensor] = lambda similarities: similarities
+) -> dict[str, float]:
     """Each row queries all others by the cosine of (batch, d) embeddings; those of its class are relevant.
+    Rows are ranked by what `normaliser` makes of cosines (queries, batch), -inf to the query itself.
 
     map is the mean over queries of their average precision, r@k the share with a relevant row among the k
     nearest, hubness the skewness of 10-occurrences. Rows alone in their class are no queries.
@@ -86,7 +91,7 @@ def retrieval(embeddings: Tensor, y: Tensor) -> dict[str, float]:
     for some in rows.split(QUERIES):
         similarity = cosine(embeddings[some], embeddings)
         similarity[torch.arange(len(some)), some] = -math.inf
-        order = similarity.argsort(dim=1, descending=True)[:, :-1]
+        order = normaliser(similarity).argsort(dim=1, descending=True)[:, :-1]
         occurrence += order[:, :10].flatten().bincount(minlength=len(y))
         relevant = y[order] == y[some, None]
         relevant = relevant[relevant.any(1)].double()
@@ -96,6 +101,25 @@ def retrieval(embeddings: Tensor, y: Tensor) -> dict[str, float]:
         queries += len(relevant)
     named = zip(("map", "r@1", "r@10"), (found / max(queries, 1)).tolist(), strict=True)
     return {**dict(named), "hubness": skewness(occurrence)}
+
+
+def search(network: Any, x: Tensor, y: Tensor) -> dict[str, float]:
+    """How early the one document y that answers a query comes among those that `network.find` finds.
+
+    mrr@10 is the mean over queries of 1 / rank, 0 beyond the tenth, r@k the share that is among the first k.
+    Of documents with equal scores, the wrong ones come first. calls are the scores of documents per query.
+    """
+    ranks, calls = [], 0
+    for some, right in zip(x.split(QUERIES), y.split(QUERIES), strict=True):
+        found = network.find(some, LIST)
+        hit = found.items == right[:, None]
+        score = torch.where(hit, found.scores, math.inf).amin(dim=1, keepdim=True)
+        ranks.append(torch.where(hit.any(dim=1), (found.scores >= score).sum(dim=1), LIST + 1))
+        calls = found.calls
+    rank = torch.cat(ranks)
+    found_at = {f"r@{k}": (rank <= k).double().mean().item() for k in (1, 5, LIST)}
+    mrr = torch.where(rank <= 10, 1 / rank.double(), 0.0).mean().item()
+    return {"mrr@10": mrr, **found_at, "calls": float(calls)}
 
 
 # Of the propensity model (Jain, Prabhu, Varma, KDD 2016), for collections that have none of their own.

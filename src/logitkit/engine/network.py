@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from logitkit import catalog
+from logitkit.contrast.anncur import Found
 from logitkit.data.base import OF_TOKENS
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS
@@ -22,7 +23,8 @@ from logitkit.errors import InputError, nearest
 @dataclass(frozen=True)
 class Shape:
     """What a network must fit: its inputs, its outputs, and the task. bag: how many rows share a target.
-    answer: most tokens that are said after a prompt, 0 where that is not how the sequences are made."""
+    answer: most tokens that are said after a prompt, 0 where that is not how the sequences are made.
+    documents: how many there are to search, and their features."""
 
     input_shape: tuple[int, ...]
     task: str
@@ -34,6 +36,7 @@ class Shape:
     vocabulary: int | None = None
     bag: int = 1
     answer: int = 0
+    documents: tuple[int, int] | None = None
 
     def context(self, in_features: int | None = None) -> dict[str, Any]:
         """The arguments that `catalog.create` offers to a part."""
@@ -62,6 +65,7 @@ class Network(nn.Module):
     `forward(x)` gives the scores that losses and calibrators take: (batch, classes), or (batch, 1) for
     regression. `embed(x)` gives the pooled features. With `per_token` nothing is pooled: every position of
     the feature map, (batch, tokens, dim) or (batch, dim, *grid), is a row of its own, (batch * tokens, ...).
+    In a search the classes are documents; `finder` is the recipe's `search`, None where all are scored.
     """
 
     def __init__(
@@ -72,9 +76,11 @@ class Network(nn.Module):
         head_takes_target: bool,
         per_token: bool = False,
         grid: tuple[int, ...] = (),
+        finder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.per_token, self.grid = per_token, grid
+        self.finder = finder
         self.backbone = backbone
         self.head = head
         self.normalizer = normalizer
@@ -98,6 +104,18 @@ class Network(nn.Module):
         rows = (features.flatten(2).transpose(1, 2) if self.grid else features).flatten(0, 1)
         rows = rows if keep is None else rows[keep]
         return rows, rows
+
+    @torch.no_grad()
+    def find(self, x: Tensor, k: int) -> Found:
+        """The best `k` documents of each query, or as many as are scored: all until the finder is fitted."""
+        features = self.embed(x)
+        finder: Any = self.finder
+        if finder is None or not finder.fitted:
+            scores = self.head(features)
+            best = scores.topk(min(k, scores.shape[1]), dim=1)
+            return Found(best.indices, best.values, scores.shape[1])
+        head: Any = self.head
+        return finder.search(lambda rows: head.score(features, rows), min(k, finder.budget))
 
     def maps(self, x: Tensor) -> Tensor:
         """The backbone's last feature map."""
@@ -137,6 +155,8 @@ class _Wrapped(nn.Module):
 class Suppression(nn.Module):
     """A recipe's `calibrate` on boxes (batch, n, 5) of corners and a score: the scores (batch, n) it leaves.
     Boxes of different images do not meet."""
+
+    finder = None
 
     def __init__(self, rules: list[nn.Module]) -> None:
         super().__init__()
@@ -238,24 +258,31 @@ def build_suppression(recipe: Recipe, shape: Shape) -> Suppression:
     return Suppression(rules)
 
 
-def build_network(recipe: Recipe, shape: Shape) -> Any:
-    """The network of `recipe` for data of `shape`, initialised from the global seed."""
+def build_network(recipe: Recipe, shape: Shape, documents: Tensor | None = None) -> Any:
+    """The network of `recipe` for data of `shape`, initialised from the global seed.
+
+    documents: those of a search; zeros, whose place a saved state takes, without.
+    """
     _check_trained(recipe, shape)
+    finder = build_search(recipe, shape)
     if shape.task == "boxes":
         return build_suppression(recipe, shape)
     _check_reads(recipe.model, shape)
-    for slot, room in (("model", "models"), ("head", "heads")):
+    usual = TASKS[shape.task].network
+    for slot, room, able in (
+        ("model", "models", "sequence" if shape.task in OF_TOKENS else usual),
+        ("head", "heads", "search" if shape.task == "search" else usual),
+    ):
         spec = getattr(recipe, slot)
-        able = ("sequence",) if room == "models" and shape.task in OF_TOKENS else (TASKS[shape.task].network,)
-        if ":" not in spec.name and not catalog.get(room, spec.name).tasks.intersection(able):
-            raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.")
+        if ":" not in spec.name and able not in catalog.get(room, spec.name).tasks:
+            hint = f" Use one of {_names(room, able)}." if shape.task == "search" else ""
+            raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.{hint}")
     backbone = build_backbone(recipe, shape)
     card = catalog.get("heads", recipe.head.name)
-    head = catalog.create(
-        "heads",
-        recipe.head.name,
-        **{**shape.context(int(backbone.out_features)), **recipe.head.kwargs},  # type: ignore[arg-type]
-    )
+    place = shape.context(int(backbone.out_features))  # type: ignore[arg-type]
+    if shape.documents is not None:
+        place["documents"] = torch.zeros(shape.documents) if documents is None else documents
+    head = catalog.create("heads", recipe.head.name, **{**place, **recipe.head.kwargs})
     softmax = catalog.get("softmax", recipe.softmax.name)
     plain = softmax.name == "softmax" and not recipe.softmax.args
     if not plain and TASKS[shape.task].network != "classification":
@@ -266,7 +293,34 @@ def build_network(recipe: Recipe, shape: Shape) -> Any:
     normalizer = None if plain else catalog.create("softmax", softmax.name, **known)
     grid = _grid(recipe, backbone, shape) if shape.task == "segmentation" else ()
     per_token = shape.task in (*OF_TOKENS, "segmentation")
-    return Network(backbone, head, normalizer, "target" in card.needs, per_token, grid)
+    return Network(backbone, head, normalizer, "target" in card.needs, per_token, grid, finder)
+
+
+def build_search(recipe: Recipe, shape: Shape) -> Any:
+    """The recipe's `search`; None where every document is scored. Raises InputError for a part that does not
+    search, one that has too few documents for its settings, and where there are none."""
+    spec = recipe.search
+    if spec == Recipe.model_fields["search"].default:
+        return None
+    if shape.documents is None:
+        raise InputError(f"search={spec} needs documents; data={recipe.data} is a {shape.task} task.")
+    card = card_of("search", spec)
+    if card is None:
+        raise InputError(f"search={spec}: scoring every document has no settings.")
+    if "search" not in card.tasks:
+        raise InputError(f"search={spec} does not search. Use one of exact, {_names('contrast', 'search')}.")
+    finder = catalog.create("contrast", card.name, **spec.kwargs)
+    if not finder.anchors < finder.budget <= shape.documents[0]:
+        raise InputError(
+            f"search={spec} scores {finder.anchors} anchors within a budget of {finder.budget}, of which"
+            f" data={recipe.data} has {shape.documents[0]}: give anchors < budget <= documents."
+        )
+    return finder
+
+
+def _names(room: str, task: str) -> str:
+    """The room's parts for `task`."""
+    return ", ".join(card.name for card in catalog.cards(room) if task in card.tasks)
 
 
 def _check_trained(recipe: Recipe, shape: Shape) -> None:

@@ -161,6 +161,10 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     if not able_to & card.tasks and not binary:
         if "crowd" in card.tasks:
             raise InputError(f"{slot}={spec} makes labels of votes and is no loss: write votes={spec}.")
+        if "search" in card.tasks:
+            raise InputError(f"{slot}={spec} finds documents and is no loss: write search={spec}.")
+        if "reranking" in card.tasks:
+            raise InputError(f"{slot}={spec} needs the scores of a ranker: write algorithm={spec}.")
         able = " or ".join(sorted(card.tasks))
         raise InputError(
             f"{slot}={spec} is for {able}; the data is a {shape.task} task with {shape.num_classes} outputs."

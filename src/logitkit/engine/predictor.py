@@ -26,6 +26,7 @@ from logitkit.engine.tasks import TASKS, to_prediction
 from logitkit.engine.train import Prepared, threads
 from logitkit.engine.unlearning import unlearned
 from logitkit.errors import InputError
+from logitkit.ops.sphere import cosine
 
 FORMAT = 1
 ADAPTED = {"segmentation": "prototype", "unlearning": "none"}
@@ -50,15 +51,17 @@ class Predictor:
         class_names: tuple[str, ...] | None,
         calibrators: list[Any],
         detector: Any,
+        bank: Tensor | None = None,
     ) -> None:
         self.recipe, self.shape, self.network = recipe, shape, network.eval()
         self.preprocessor, self.class_names = preprocessor, class_names
-        self.calibrators, self.detector = calibrators, detector
+        self.calibrators, self.detector, self.bank = calibrators, detector, bank
         self.metrics: dict[str, float] = {}
 
     @classmethod
     def fit(cls, recipe: Recipe, network: Network, prepared: Prepared) -> Predictor:
-        """Fit the recipe's calibrators on the validation split and its detector on the training split. A
+        """Fit the recipe's calibrators on the validation split and its detector on the training split. For
+        retrieval, where calibrators are fitted to what is searched, keep the validation rows' embeddings. A
         network that is to forget is copied, and the copy forgets. Raises `Diverged` where that leads
         nowhere."""
         network.eval()
@@ -67,16 +70,18 @@ class Predictor:
             needs = catalog.get("adapt", recipe.adapt.name).needs
             facts = *prepared.train, prepared.train_set.extras["instead"]
             network = unlearned(network, part, needs, *facts, seeded("unlearning", recipe.seed))
-        calibrators: list[Any] = []
+        calibrators = build_calibrators(recipe, prepared.shape)
         x_val, y_val = prepared.val
-        if prepared.shape.task == "sequence":
-            calibrators = _fit_on_sequences(recipe, network, prepared)
-        elif recipe.calibrate and prepared.shape.task != "boxes":
+        bank = None
+        if calibrators and prepared.shape.task == "retrieval":
+            bank, calibrators = forward(network.embed, x_val), []
+        elif prepared.shape.task == "sequence":
+            _fit_on_sequences(calibrators, recipe, network, prepared)
+        elif calibrators:
             scores = forward(network, x_val)
-            for spec in recipe.calibrate:
-                calibrator = build_calibrator(spec, prepared.shape)
+            for calibrator, spec in zip(calibrators, recipe.calibrate, strict=True):
                 seen = _seen(calibrator, spec, network, x_val)
-                calibrators.append(calibrator.fit(scores, y_val, **seen))
+                calibrator.fit(scores, y_val, **seen)
                 scores = _log(calibrator.transform(scores, **seen))
         detector = None
         if TASKS[prepared.shape.task].detects:
@@ -92,6 +97,7 @@ class Predictor:
             prepared.class_names,
             calibrators,
             detector,
+            bank,
         )
 
     def scores(self, x: Tensor) -> Tensor:
@@ -134,6 +140,35 @@ class Predictor:
         with threads(self.recipe.threads):
             return forward(self.network.embed, x)
 
+    def normaliser(self, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the recipe's `calibrate` makes of cosines (queries, gallery) to the embeddings `gallery`
+        (rows, features); the cosines as they are without one.
+
+        Both of its banks are the embeddings of the validation rows: the network was not fitted to them, as it
+        was to the training rows, whose embeddings lie closer to those of their class than new ones do. A row
+        of the bank is left out for a gallery row that is itself, with a cosine of 1 up to rounding, unless
+        none would be left.
+        """
+        if self.bank is None:
+            return lambda similarities: similarities
+        bank = cosine(self.bank, gallery)
+        itself = bank > 1 - 1e-6
+        bank = bank.masked_fill(itself & ~itself.all(dim=0), -torch.inf)
+        (rule,) = build_calibrators(self.recipe, self.shape)
+        return rule.fit(bank, bank).transform
+
+    def similarities(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """How alike preprocessed inputs are, (queries, gallery): cosines of embeddings, after the recipe's
+        `calibrate`. To be ranked within each row."""
+        found = self.embeddings(gallery)
+        with threads(self.recipe.threads):
+            return self.normaliser(found)(cosine(self.embeddings(queries), found))
+
+    def found(self, x: Tensor, k: int = 5) -> Tensor:
+        """The rows (batch, k) of the documents that answer preprocessed queries best, best first."""
+        with threads(self.recipe.threads):
+            return torch.cat([self.network.find(some, k).items for some in x.split(M.QUERIES)])
+
     def feature_maps(self, x: Tensor) -> Tensor:
         """The backbone's last feature maps of preprocessed inputs."""
         with threads(self.recipe.threads):
@@ -163,14 +198,16 @@ class Predictor:
 
     def predict(self, source: Any) -> Tensor | list[str]:
         """The most probable class's (or best label's) name per row; for regression the predicted value, for
-        retrieval the embedding (rows, features), for sequences the most probable token of each position, for
-        segmentation the class (rows, h, w) of each pixel, for one class how abnormal a row is, for boxes
-        their new scores."""
+        retrieval the embedding (rows, features; see `similarities`), for sequences the most probable token of
+        each position, for segmentation the class (rows, h, w) of each pixel, for one class how abnormal a row
+        is, for boxes their new scores, for a search the rows (rows, 5) of the best documents."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
         if self.shape.task == "retrieval":
             return self.embeddings(x)
+        if self.shape.task == "search":
+            return self.found(x)
         if self.shape.task == "oneclass":
             return self.abnormality(x)
         if self.shape.task == "boxes":
@@ -228,6 +265,7 @@ class Predictor:
             "preprocessor": tensors,
             "calibrators": [c.state_dict() for c in self.calibrators],
             "detector": self.detector.state_dict() if self.detector is not None else None,
+            "bank": self.bank,
         }
         save_state(folder / "model.safetensors", state)
         about = {
@@ -272,10 +310,11 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
             " if you trust whoever wrote the folder."
         )
     state = load_state(folder / "model.safetensors")
-    shape = Shape(**{**about["shape"], "input_shape": tuple(about["shape"]["input_shape"])})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["shape"].items()}
+    shape = Shape(**known)
     with torch.random.fork_rng():
         network = build_network(recipe, shape)
-        calibrators = build_calibrators(recipe, shape)
+        calibrators = build_calibrators(recipe, shape) if state["calibrators"] else []
         detector = None
         if state["detector"] is not None:
             detector = build_detector(recipe.detect, shape)
@@ -286,44 +325,41 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Predictor:
     names = tuple(about["class_names"]) if about["class_names"] else None
     predictor = Predictor(
         recipe, shape, network, Preprocessor.from_state(about["preprocessor"], state["preprocessor"]), names,
-        calibrators, detector,
+        calibrators, detector, state.get("bank"),
     )  # fmt: skip
     predictor.metrics = about["metrics"]
     return predictor
 
 
 def build_calibrators(recipe: Recipe, shape: Shape) -> list[Any]:
-    """The recipe's calibrators; none for boxes, which have them in the place of a network. Raises
-    InputError for those that cannot take the data, or what another one leaves of them."""
+    """The recipe's chain of calibrators; none for boxes, where they are the network. Raises InputError for
+    one that cannot take data of `shape`, or what another one leaves of them."""
     if shape.task == "boxes":
         return []
-    for spec in recipe.calibrate[:-1]:
-        if _weighs_answers(spec):
-            raise InputError(f"calibrate={spec} weighs whole answers, and must come last in a chain.")
-    return [build_calibrator(spec, shape) for spec in recipe.calibrate]
-
-
-def build_calibrator(spec: PartSpec, shape: Shape) -> Any:
-    """The calibrator `spec` for data of `shape`. Raises InputError for one that cannot take them."""
-    card = catalog.get("calibrate", spec.name)
     task = TASKS[shape.task]
-    if shape.task == "sequence" and _weighs_answers(spec):
-        if not shape.answer:
+    able = {shape.task, task.like} if task.classes or shape.task == "sequence" else {shape.task}
+    for spec in recipe.calibrate:
+        card = catalog.get("calibrate", spec.name)
+        if not able & card.tasks:
+            known = " or ".join(sorted(card.tasks))
+            raise InputError(f"calibrate={spec} is for {known}; this is a {shape.task} task.")
+        if "views" in card.needs and len(shape.input_shape) != 3:
+            raise InputError(
+                f"calibrate={spec} needs images (channels, height, width); the inputs are"
+                f" {shape.input_shape}."
+            )
+        if _weighs_answers(spec) and not shape.answer:
             raise InputError(
                 f"calibrate={spec} weighs whole answers, and needs rows of a prompt and then one answer, each"
                 " token of which is the next input."
             )
-        return catalog.create("calibrate", spec.name, **spec.kwargs)
-    if not task.classes and shape.task != "sequence":
-        raise InputError(f"calibrate={spec} needs class probabilities; this is a {shape.task} task.")
-    if task.like not in card.tasks:
-        able = " or ".join(sorted(card.tasks))
-        raise InputError(f"calibrate={spec} is for {able}; this is a {shape.task} task.")
-    if "views" in card.needs and len(shape.input_shape) != 3:
-        raise InputError(
-            f"calibrate={spec} needs images (channels, height, width); the inputs are {shape.input_shape}."
-        )
-    return catalog.create("calibrate", spec.name, **spec.kwargs)
+    for spec in recipe.calibrate[:-1]:
+        if _weighs_answers(spec):
+            raise InputError(f"calibrate={spec} weighs whole answers, and must come last in a chain.")
+    if shape.task == "retrieval" and len(recipe.calibrate) > 1:
+        chain = " + ".join(map(str, recipe.calibrate))
+        raise InputError(f"calibrate={chain} normalises similarities more than once; name one.")
+    return [catalog.create("calibrate", spec.name, **spec.kwargs) for spec in recipe.calibrate]
 
 
 def build_adapter(recipe: Recipe, shape: Shape) -> Any:
@@ -367,22 +403,20 @@ def _seen(
     return {"views": torch.stack([forward(network, view) for view in calibrator.make_views(x)])}
 
 
-def _fit_on_sequences(recipe: Recipe, network: Network, prepared: Prepared) -> list[Any]:
-    """The recipe's calibrators, fitted on validation tokens, or on what is said to validation prompts."""
+def _fit_on_sequences(calibrators: list[Any], recipe: Recipe, network: Network, prepared: Prepared) -> None:
+    """Fit the recipe's calibrators on validation tokens, or on what is said to validation prompts."""
     x, y = prepared.val
-    fitted: list[Any] = []
-    for spec in recipe.calibrate:
-        calibrator, scores = build_calibrator(spec, prepared.shape), _token_scores(network, fitted)
+    for at, (calibrator, spec) in enumerate(zip(calibrators, recipe.calibrate, strict=True)):
+        scores = _token_scores(network, calibrators[:at])
         if _weighs_answers(spec):
             found = candidates(scores, x, y, seeded("candidates", recipe.seed), with_reference=True)
             first = torch.zeros(len(x), dtype=torch.int64)
-            fitted.append(calibrator.fit(found.utilities, first, lengths=found.lengths))
+            calibrator.fit(found.utilities, first, lengths=found.lengths)
         else:
             most = max(1, SCORES // (x.shape[1] * prepared.shape.num_classes))
             some = torch.randperm(len(x), generator=seeded("calibrate", recipe.seed))[:most]
             kept = y[some] != IGNORE
-            fitted.append(calibrator.fit(forward(scores, x[some])[kept.flatten()], y[some][kept]))
-    return fitted
+            calibrator.fit(forward(scores, x[some])[kept.flatten()], y[some][kept])
 
 
 def _weighs_answers(spec: PartSpec) -> bool:

@@ -116,12 +116,13 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "model": ("models",), "attention": ("attention",), "layers": ("layers",), "head": ("heads",),
     "softmax": ("softmax",), "loss": OBJECTIVES, "regularize": OBJECTIVES,
     "optimizer": ("train",), "algorithm": ("train",), "calibrate": ("calibrate",),
-    "detect": ("detect",), "adapt": ("adapt",), "votes": ("robust",),
+    "detect": ("detect",), "adapt": ("adapt",), "votes": ("robust",), "search": ("contrast",),
 }  # fmt: skip
-# names that are not parts of a room: torch's optimisers, the ordinary training step, "whatever fits"
+# names that are not parts of a room: torch's optimisers, the ordinary training step, all documents,
+# "whatever fits"
 BUILT_IN = {
     "layers": ("standard",), "loss": ("auto",), "optimizer": ("adamw", "adam", "sgd"),
-    "algorithm": ("standard",), "adapt": ("auto", "none"),
+    "algorithm": ("standard",), "adapt": ("auto", "none"), "search": ("exact",),
 }  # fmt: skip
 
 
@@ -181,6 +182,8 @@ class Recipe(BaseModel):
                   part of `adapt`; "auto" is prototype for segmentation and none elsewhere, "none" leaves the
                   model as it is.
     votes:        what makes labels of a crowd's votes: a part of `robust`, fitted on the training votes.
+    search:       how documents are found for a query: "exact" scores every one; or a part of `contrast`,
+                  fitted on the scores of the training queries.
     seed:         initialisation and batch order; `split_seed` the data split (None: the same number).
     threads:      CPU threads. Part of the recipe because sums split over threads round differently.
     """
@@ -212,6 +215,7 @@ class Recipe(BaseModel):
     detect: Part = PartSpec(name="msp")
     adapt: Part = PartSpec(name="auto")
     votes: Part = PartSpec(name="majority")
+    search: Part = PartSpec(name="exact")
     seed: int = Field(0, ge=0)
     split_seed: int | None = Field(None, ge=0)
     threads: int = Field(1, ge=1)

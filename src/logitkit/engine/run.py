@@ -72,8 +72,12 @@ def run(
         details: dict[str, Any] = {}
         val: dict[str, float] = {}
         try:
-            network, prepared = trainer.run().to("cpu"), trainer.data
+            network, prepared = trainer.run(), trainer.data
             val = dict(trainer.progress.curve[-1]) if recipe.patience is None else _best(trainer.progress)
+            if network.finder is not None:
+                val |= trainer.validate()  # what is found may be less than what all scores would find
+                network.eval()
+            network = network.to("cpu")
             predictor = Predictor.fit(recipe, network, prepared) if judge else None
         except Diverged as error:
             status = f"diverged: {error}"

@@ -28,10 +28,11 @@ class Task(Protocol):
 
     like:     the task that parts must be able to do: an ordinal task takes the parts of classification.
     network:  the same of models, heads and normalisers, which see rows and not what is known of them.
-    classes:  whether a model of it gives class probabilities, which calibrators take (as they do those of the
-              tokens of a sequence).
+    classes:  whether a model of it gives class probabilities, which `calibrate` of classification takes; it
+              also takes those of the tokens of a sequence.
     detects:  whether the recipe's detector is fitted.
     trains:   whether a network learns from labels.
+    head:     what the head is, where none is chosen.
     metrics:  metric -> whether more is better; `primary` is the one that ranks.
     loss:     what `loss=auto` stands for; `compared` what a comparison without a choice compares, as a user
               writes it.
@@ -42,6 +43,7 @@ class Task(Protocol):
     classes: ClassVar[bool]
     detects: ClassVar[bool]
     trains: ClassVar[bool]
+    head: ClassVar[str]
     metrics: ClassVar[Mapping[str, bool]]
     primary: ClassVar[str]
     loss: ClassVar[str]
@@ -77,6 +79,7 @@ class Classification:
     classes: ClassVar[bool] = True
     detects: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    head: ClassVar[str] = "linear"
 
     metrics: ClassVar[Mapping[str, bool]] = {
         "accuracy": True, "balanced_accuracy": True, "nll": False, "ece": False, "ood_auroc": True,
@@ -114,6 +117,7 @@ class Regression:
     classes: ClassVar[bool] = False
     detects: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    head: ClassVar[str] = "linear"
 
     metrics: ClassVar[Mapping[str, bool]] = {"rmse": False, "mae": False, "r2": True, "noise_rmse": False}
     primary: ClassVar[str] = "rmse"
@@ -218,7 +222,29 @@ class Retrieval(Classification):
         return {"val_score": accuracy, "val_accuracy": accuracy}
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
-        return M.retrieval(predictor.embeddings(x), y), {}
+        found = predictor.embeddings(x)
+        return M.retrieval(found, y, predictor.normaliser(found)), {}
+
+
+class Search(Classification):
+    """A query is to find its document among many, which its head reads: classification over documents, of
+    queries that training has not seen."""
+
+    classes: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
+    head: ClassVar[str] = "dual"
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "mrr@10": True, "r@1": True, "r@5": True, "r@100": True, "calls": False, "noise_mrr@10": True,
+    }  # fmt: skip
+    primary: ClassVar[str] = "mrr@10"
+    compared: ClassVar[str] = "loss=cross_entropy,focal,comp_sum(tau=1.7),ldr"
+
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
+        mrr = M.search(network, x, target)["mrr@10"]
+        return {"val_score": mrr, "val_mrr@10": mrr}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.search(predictor.network, x, y), {}
 
 
 class SequenceTask(Classification):
@@ -341,6 +367,7 @@ TASKS: dict[str, Task] = {
     "oneclass": OneClass(),
     "segmentation": Segmentation(),
     "boxes": Boxes(),
+    "search": Search(),
 }
 
 

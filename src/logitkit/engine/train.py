@@ -22,7 +22,7 @@ from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rn
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network, locate
 from logitkit.engine.objective import Batch, Objective, build_objective
-from logitkit.engine.recipe import Recipe, card_of
+from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS, task_of
 from logitkit.errors import InputError
 
@@ -63,10 +63,12 @@ class Prepared:
     shape: Shape
     class_names: tuple[str, ...] | None
     train_set: Dataset
+    documents: Tensor | None = None
 
     @classmethod
     def of(cls, split: Split, device: torch.device | str = "cpu") -> Prepared:
-        """Preprocessing fitted on the training rows and applied to all three parts."""
+        """Preprocessing fitted on the training rows and applied to all three parts; documents, which are all
+        known, are standardised by their own statistics."""
         dataset = split.train
         task = task_of(dataset)
         pre = Preprocessor().fit(dataset)
@@ -78,6 +80,11 @@ class Prepared:
         regression = dataset.task == "regression"
         margin = 0.1 * float(train[1].max() - train[1].min()) if regression else 0.0
         names = None if regression else dataset.class_names
+        documents = None
+        if dataset.documents is not None:
+            rows = torch.arange(len(dataset.documents))
+            every = Dataset("documents", dataset.documents, rows, "search", "vector")
+            documents = Preprocessor().fit(every).transform(every).to(device)
         shape = Shape(
             input_shape=tuple(pre.input_shape),
             task=dataset.task,
@@ -89,8 +96,9 @@ class Prepared:
             vocabulary=pre.vocabulary,
             bag=int((dataset.extras["bag"] == 0).sum()) if dataset.task == "bags" else 1,
             answer=answer_length(*test) if dataset.task == "sequence" else 0,  # test labels are never wrong
+            documents=None if documents is None else (len(documents), documents.shape[1]),
         )
-        return cls(train, tensors(split.val), test, pre, shape, names, dataset)
+        return cls(train, tensors(split.val), test, pre, shape, names, dataset, documents)
 
 
 @dataclass
@@ -131,7 +139,7 @@ class Trainer:
         self.accelerator = accelerator(recipe.precision)
         device = self.accelerator.device
         torch.manual_seed(recipe.seed)
-        network = build_network(recipe, data.shape).to(device)
+        network = build_network(recipe, data.shape, data.documents).to(device)
         objective = build_objective(recipe, data.shape, network).to(device)
         # an objective may learn parameters of its own (prototypes, temperatures)
         optimizer = build_optimizer(recipe, [*network.parameters(), *objective.parameters()])
@@ -147,6 +155,7 @@ class Trainer:
         # precision "no" needs no context at all, and entering one every step is not free
         self.autocast: Callable[[], Any] = _nothing if recipe.precision == "no" else self.accelerator.autocast
         self.progress = Progress()
+        self._started = 0.0
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._x, self._y = (t.to(device) for t in data.train)
         self._val = tuple(t.to(device) for t in data.val)
@@ -161,20 +170,20 @@ class Trainer:
         if self._checkpoint is not None and self._checkpoint.is_file():
             self._restore(load_state(self._checkpoint))
         progress, recipe = self.progress, self.recipe
-        started = time.perf_counter() - progress.seconds
+        self._started = time.perf_counter() - progress.seconds
         order = self._order(progress.step // self._epoch_steps)
         self.network.train()
-        while not progress.stopped and self._share(started) < 1:
+        while not progress.stopped and self.share < 1:
             at = progress.step % self._epoch_steps
             rows = order[at * recipe.batch_size : (at + 1) * recipe.batch_size]
             # batch statistics of a lone last row are undefined
             if len(rows) > 1 or len(order) == 1 or recipe.batch_size == 1:
-                self._schedule(self._share(started))
+                self._schedule(self.share)
                 loss = self._step(Batch(self._x[rows], self._y[rows], rows))
                 progress.loss_sum += loss
                 progress.loss_count += 1
             progress.step += 1
-            progress.seconds = time.perf_counter() - started
+            progress.seconds = time.perf_counter() - self._started
             if progress.step % self._epoch_steps == 0:
                 self._end_of_epoch()
                 order = self._order(progress.step // self._epoch_steps)
@@ -185,6 +194,11 @@ class Trainer:
         if progress.best_state is not None and recipe.patience is not None:
             self.network.load_state_dict(progress.best_state)
         self.network.eval()
+        if self.network.finder is not None:
+            scores = forward(lambda x: self.network.outputs(x).raw, self._x)
+            if not scores.isfinite().all():
+                raise Diverged("the network's scores are not finite at the end")
+            self.network.finder.fit(scores)  # type: ignore[operator]
         return self.network
 
     def validate(self) -> dict[str, float]:
@@ -201,6 +215,10 @@ class Trainer:
         """Forward, backward, clip, update; the loss, detached."""
         with self.autocast():
             loss = self.objective(self.network, batch)
+        return self.update(loss)
+
+    def update(self, loss: Tensor) -> Tensor:
+        """Backward, clip, update the network; `loss`, detached."""
         self.optimizer.zero_grad()
         if loss.requires_grad:  # not for a closed-form head on fixed features
             self.backward(loss)
@@ -210,9 +228,31 @@ class Trainer:
         return loss.detach()
 
     @property
+    def share(self) -> float:
+        """How much of the budget is used, from 0 to 1."""
+        if self._total == 0:
+            return 1.0
+        if self.recipe.seconds is not None:
+            return (time.perf_counter() - self._started) / self.recipe.seconds
+        return self.progress.step / self._total
+
+    @property
     def rows(self) -> int:
         """How many rows there are to train on."""
         return len(self._y)
+
+    @property
+    def labels(self) -> Tensor:
+        """The target of each of them."""
+        return self._y
+
+    def sibling(self, head: str) -> Network:
+        """A new network for the same data, of the recipe with another `head`, initialised from its seed. What
+        is drawn elsewhere does not change."""
+        recipe = self.recipe.model_copy(update={"head": PartSpec.parse(head)})
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            return build_network(recipe, self.data.shape, self.data.documents).to(self.accelerator.device)
 
     def embeddings(self) -> Tensor:
         """The network's current features (rows, out_features) of all training rows."""
@@ -231,14 +271,6 @@ class Trainer:
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {self.progress.step + 1}")
         return loss
-
-    def _share(self, started: float) -> float:
-        """How much of the budget is used, from 0 to 1."""
-        if self._total == 0:
-            return 1.0
-        if self.recipe.seconds is not None:
-            return (time.perf_counter() - started) / self.recipe.seconds
-        return self.progress.step / self._total
 
     def _schedule(self, share: float) -> None:
         recipe = self.recipe
@@ -363,12 +395,12 @@ def build_algorithm(recipe: Recipe, shape: Shape, network: nn.Module) -> Algorit
         raise InputError(f"algorithm={spec}: expected a class with step(trainer, batch).{hint}")
     if shape.bag > 1 and hasattr(make, "order"):
         raise InputError(f"algorithm={spec} orders rows one by one and would cut bags of {shape.bag} rows.")
-    algorithm = make(**spec.kwargs)
-    if hasattr(algorithm, "check"):
-        try:
+    try:
+        algorithm = make(**spec.kwargs)
+        if hasattr(algorithm, "check"):
             algorithm.check(network)
-        except ValueError as error:
-            raise InputError(f"algorithm={spec}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"algorithm={spec}: {error}") from error
     return algorithm
 
 

@@ -1,6 +1,8 @@
 """Last layers: drop-ins for `torch.nn.Linear(in_features, num_classes)`."""
 
 from logitkit.heads.cosine import CosineHead
+from logitkit.heads.cross import CrossHead
+from logitkit.heads.dual import DualHead
 from logitkit.heads.ebv import EBVHead, EBVQuality, ebv_quality, generate_ebv, welch_bound
 from logitkit.heads.fourier import (
     FourierHead,
@@ -26,6 +28,8 @@ from logitkit.heads.semantic import SemanticHead, hashed_text, text_targets
 
 __all__ = [
     "CosineHead",
+    "CrossHead",
+    "DualHead",
     "EBVHead",
     "EBVQuality",
     "FourierHead",

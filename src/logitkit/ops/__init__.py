@@ -45,6 +45,7 @@ from logitkit.ops.nms import nms, soft_nms
 from logitkit.ops.polynomial import Polynomial, PolynomialInverse, PolynomialRsqrt
 from logitkit.ops.random import draw_gumbel, draw_normal, draw_uniform
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
+from logitkit.ops.reranking import mine_negatives, ranker_loss, retriever_loss
 from logitkit.ops.retrieval import (
     hubness_skew,
     k_occurrence,
@@ -107,15 +108,18 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "median_rank",
+    "mine_negatives",
     "multi_similarity",
     "mutual_information",
     "next_token_labels",
     "nms",
     "nt_xent",
     "pack_signs",
+    "ranker_loss",
     "recall_at",
     "reduce",
     "retrieval_ranks",
+    "retriever_loss",
     "rotary",
     "row_weights",
     "sigmoid_contrastive",

@@ -211,6 +211,7 @@ def validation_score(study: Study) -> tuple[str, str]:
         "unlearning": ("val_bits", "validation bits per token"),
         "multilabel": ("val_p@1", "validation P@1"),
         "bags": ("val_nll", "validation cross-entropy of bags"),
+        "search": ("val_mrr@10", "validation MRR@10"),
     }.get(study.task, ("val_accuracy", "validation accuracy"))
 
 

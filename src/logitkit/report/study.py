@@ -17,6 +17,7 @@ NOUNS = {
     "optimizer": ("optimizer", "optimizers"), "detect": ("detector", "detectors"),
     "attention": ("attention", "attentions"), "layers": ("layer", "layers"),
     "calibrate": ("calibrator", "calibrators"), "adapt": ("way to adapt", "ways to adapt"),
+    "search": ("search", "searches"),
 }  # fmt: skip
 EXAMPLES = {"image": "images", "tokens": "texts", "boxes": "images"}
 

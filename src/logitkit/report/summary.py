@@ -45,7 +45,8 @@ def _compared(study: Study) -> str:
     data = study.data
     size = count(data["rows"], study.examples.removesuffix("s"), study.examples)
     if data["classes"]:
-        size += f", {count(data['classes'], 'class', 'classes')}"
+        names = ("document", "documents") if study.task == "search" else ("class", "classes")
+        size += f", {count(data['classes'], *names)}"
     what = count(len(study.arms), study.noun(), study.noun(many=True))
     verb = "was trained" if len(study.arms) == 1 else "were compared"
     budget = count(study.seeds, "seed", "seeds")

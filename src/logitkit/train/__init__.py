@@ -1,5 +1,6 @@
 """Optimisers, samplers and training procedures."""
 
+from logitkit.train.ar2 import AR2
 from logitkit.train.counter_current import (
     CounterCurrent,
     CounterCurrentConv2d,
@@ -12,6 +13,7 @@ from logitkit.train.ngame import NGAME, NGAMESampler
 from logitkit.train.perp_grad import PerpGrad, nlm_cosine, perpendicular
 
 __all__ = [
+    "AR2",
     "NGAME",
     "CounterCurrent",
     "CounterCurrentConv2d",

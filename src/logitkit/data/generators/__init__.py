@@ -14,7 +14,7 @@ from logitkit.data.generators.glyphs import glyphs
 from logitkit.data.generators.labelling import crowd, ratings
 from logitkit.data.generators.marks import marks
 from logitkit.data.generators.points import hierarchy, mixture, moons, spirals
-from logitkit.data.generators.retrieval import extreme, pairs
+from logitkit.data.generators.retrieval import extreme, pairs, passages
 from logitkit.data.generators.sequences import facts, modular, recall, strings
 from logitkit.data.generators.shapes import attributes, scenes, shapes
 from logitkit.data.generators.tabular import bimodal, friedman, linear, mixed, tabular
@@ -49,6 +49,7 @@ GENERATORS: dict[str, Callable[..., Dataset]] = {
         ratings,
         extreme,
         pairs,
+        passages,
     )
 }
 
@@ -71,6 +72,7 @@ __all__ = [
     "modular",
     "moons",
     "pairs",
+    "passages",
     "ratings",
     "recall",
     "scenes",

@@ -1,4 +1,5 @@
-"""Matching: queries with several relevant labels out of many, and the same thing seen in two ways."""
+"""Matching: queries with several relevant labels out of many, the same thing seen in two ways, and questions
+that one of many documents answers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ from torch import Generator
 from logitkit.data.base import Dataset
 from logitkit.data.generators.check import at_least, fraction
 from logitkit.data.generators.points import numbered, zipf
+from logitkit.errors import InputError
+
+ATTRIBUTES, VALUES = 8, 12
 
 
 def extreme(
@@ -88,3 +92,52 @@ def pairs(
     second = torch.where(hub[:, None], (views[1] + views[1].mean(dim=0)) / 2, views[1])
     extras = {"view": second, "latent": latent, "hub": hub}
     return Dataset("pairs", views[0], y, "classification", "vector", numbered(classes), extras)
+
+
+def passages(
+    generator: Generator,
+    n: int = 3000,
+    documents: int = 1000,
+    entities: int = 50,
+    dim: int = 64,
+    noise: float = 0.5,
+) -> Dataset:
+    """Queries, each answered by one of many documents that state facts about entities.
+
+    A document is about one of `entities` (document k about k mod entities) and gives 4 of 8 attributes one of
+    12 values each. A query names the entity and 2 of the facts of the document that answers it; no other
+    document has all three. Entities and facts have N(0, I) vectors in `dim` dimensions, others in queries
+    than in documents: the two share no words. A document is the sum of its 5 vectors plus N(0, noise^2), a
+    query that of its 3.
+
+    x (n, dim) are the queries, y (n,) int64 the rows of `documents` (documents, dim). extras: "entity" (n,)
+    and "facts" (n, 2) that the query names, a fact being 12 times the attribute plus the value. Raises
+    `InputError` if chance does not make documents distinct.
+    """
+    at_least(2, n=n, documents=documents)
+    at_least(1, entities=entities, dim=dim)
+    at_least(0, noise=noise)
+    about = torch.arange(documents) % entities
+    attribute = torch.rand(documents, ATTRIBUTES, generator=generator).argsort(dim=1)[:, :4]
+    stated = attribute * VALUES + torch.randint(VALUES, (documents, 4), generator=generator)
+    states = torch.zeros(documents, ATTRIBUTES * VALUES, dtype=torch.bool).scatter(1, stated, True)
+    y, facts = torch.empty(n, dtype=torch.int64), torch.empty(n, 2, dtype=torch.int64)
+    open_ = torch.arange(n)
+    for _ in range(100):
+        y[open_] = torch.randint(documents, (len(open_),), generator=generator)
+        which = torch.rand(len(open_), 4, generator=generator).argsort(dim=1)[:, :2]
+        facts[open_] = stated[y[open_]].gather(1, which)
+        fits = states[:, facts[open_, 0]] & states[:, facts[open_, 1]] & (about[:, None] == about[y[open_]])
+        open_ = open_[fits.sum(dim=0) > 1]
+        if not len(open_):
+            break
+    else:
+        raise InputError(f"documents={documents} about entities={entities} are too alike to be told apart.")
+    views = []
+    for named_entity, named_facts in ((about, stated), (about[y], facts)):
+        of_entity = torch.randn(entities, dim, generator=generator)
+        of_fact = torch.randn(ATTRIBUTES * VALUES, dim, generator=generator)
+        clean = of_entity[named_entity] + of_fact[named_facts].sum(dim=1)
+        views.append(clean + noise * torch.randn(clean.shape, generator=generator))
+    extras = {"entity": about[y], "facts": facts}
+    return Dataset("passages", views[1], y, "search", "vector", extras=extras, documents=views[0])
