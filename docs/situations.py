@@ -48,7 +48,7 @@ SITUATIONS = (
     Situation("Classes in order", ("ordinal",),
               (("heads", "ordinal"), ("heads", "fourier"), ("theory", "faceted_rasch"))),
     Situation("A number", ("regression-diabetes", "regression-friedman"),
-              (("heads", "histogram"), ("heads", "fourier_regression"), ("losses", "huber"),
+              (("heads", "histogram"), ("heads", "fourier_regression"), ("heads", "topk_moe"), ("losses", "huber"),
                ("bottleneck", "cs_ib"))),
     Situation("Labels of groups only", ("bags",), (("losses", "aggregate"),)),
     Situation(

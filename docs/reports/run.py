@@ -78,6 +78,11 @@ REPORTS = {
         {"data": "friedman:n=2000", "seeds": 5,
          "head": ["linear", "histogram", "histogram(target=two_hot)", "fourier_regression"]},
     ),
+    "regression-experts": Report(
+        "The same 2,000 rows: does a mixture of experts predict them better, and how many should be active?",
+        {"data": "friedman:n=2000", "seeds": 5,
+         "head": ["linear", "topk_moe(active=1)", "topk_moe", "topk_moe(active=4)", "fourier_regression"]},
+    ),
     "retrieval": Report(
         "Images of classes that training never saw are to be found: which head?",
         {"data": "glyphs:n=4000,classes=100,size=16+task=retrieval", "model": "cnn(width=8)", "head": ANGULAR,

@@ -23,6 +23,7 @@ from logitkit.heads.ordinal import (
     ranked_probability_score,
 )
 from logitkit.heads.semantic import SemanticHead, hashed_text, text_targets
+from logitkit.heads.topk_moe import TopKMoEHead
 
 __all__ = [
     "CosineHead",
@@ -39,6 +40,7 @@ __all__ = [
     "NovelClassClassifier",
     "OrdinalHead",
     "SemanticHead",
+    "TopKMoEHead",
     "autocorrelation",
     "c51_project",
     "ebv_quality",
