@@ -98,6 +98,12 @@ REPORTS = {
         "Each row was labelled by some twenty people of very different skill: how to make labels of that?",
         {"data": "crowd:n=2000", "votes": ["majority", "dawid_skene", "toptwo"], "seeds": 10},
     ),
+    "crowd-levels": Report(
+        "Six of thirty people, strict and lenient, put each row on one of five levels: how to make labels?",
+        {"data": "ratings:n=2000,judges=30,each=6,severity=1.5+task=crowd",
+         "votes": ["majority", "dawid_skene", "faceted_rasch", "faceted_rasch(infit_bounds=(0.5,1.5))"],
+         "seeds": 10},
+    ),
     "extreme": Report(
         "Several relevant labels out of 20,000, the most that trains in minutes here: which loss?",
         {"data": "extreme:n=40000,classes=20000,groups=2000", "model": "mlp(hidden=(256, 64))",
