@@ -98,6 +98,11 @@ REPORTS = {
         "Each row was labelled by some twenty people of very different skill: how to make labels of that?",
         {"data": "crowd:n=2000", "votes": ["majority", "dawid_skene", "toptwo"], "seeds": 10},
     ),
+    "concepts": Report(
+        "Features are similarities to 64 concepts, of which a class has three: which head?",
+        {"data": "concepts", "model": "linear", "seeds": 10, "lr": 1e-2,
+         "head": ["linear", "sparse_cbm", "sparse_cbm(mode=l1)", "sparse_cbm(mode=contrastive)"]},
+    ),
     "crowd-levels": Report(
         "Six of thirty people, strict and lenient, put each row on one of five levels: how to make labels?",
         {"data": "ratings:n=2000,judges=30,each=6,severity=1.5+task=crowd",

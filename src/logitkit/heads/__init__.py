@@ -23,6 +23,7 @@ from logitkit.heads.ordinal import (
     ranked_probability_score,
 )
 from logitkit.heads.semantic import SemanticHead, hashed_text, text_targets
+from logitkit.heads.sparse_cbm import SparseCBMHead
 from logitkit.heads.topk_moe import TopKMoEHead
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "NovelClassClassifier",
     "OrdinalHead",
     "SemanticHead",
+    "SparseCBMHead",
     "TopKMoEHead",
     "autocorrelation",
     "c51_project",

@@ -73,8 +73,8 @@ def ratings(
     s_i ~ N(0, severity^2). The rating is the number of thresholds t_1 < ... < t_{levels-1}, equally spaced
     in [-2, 2], that lie below theta_j - d_k - s_i + logistic noise; `spammers` of the judges rate at random.
     Each subject is rated by `each` judges on all items, and voted on once: the judge's rating of an item
-    without difficulty. x (n, dim) is linear in theta plus N(0, 1) noise; y
-    is the level of theta itself, classes in order.
+    without difficulty. x (n, dim) is linear in theta plus N(0, 1) noise; y is the level of theta itself,
+    classes in order.
 
     extras: "ratings" (n, each, items) int64; "votes" (n, judges) int64, -1 where judge i did not see subject
     j, which alone training and validation rows know with `+task=crowd`; "judge" (n, each) int64; "theta"
