@@ -25,8 +25,9 @@ SITUATIONS = (
         "Wrong labels",
         ("label-noise-20", "label-noise-40", "crowd"),
         (("losses", "comp_sum"), ("losses", "aldr"), ("losses", "dco"), ("losses", "bias_loss"),
-         ("robust", "toptwo"), ("robust", "dawid_skene")),
-        "Where several people labelled each example, `votes=toptwo` or `votes=dawid_skene` makes the labels.",
+         ("robust", "toptwo"), ("robust", "dawid_skene"), ("robust", "faceted_rasch")),
+        "Where several people labelled each example, `votes=toptwo` or `votes=dawid_skene` makes the labels,"
+        " and `votes=faceted_rasch` those of ordered levels.",
     ),
     Situation("A long tail", ("long-tail", "long-tail-heads"),
               (("losses", "ldr"), ("heads", "naive_bayes"), ("heads", "cosine"))),
@@ -48,8 +49,8 @@ SITUATIONS = (
     Situation("Classes in order", ("ordinal",),
               (("heads", "ordinal"), ("heads", "fourier"), ("theory", "faceted_rasch"))),
     Situation("A number", ("regression-diabetes", "regression-friedman"),
-              (("heads", "histogram"), ("heads", "fourier_regression"), ("losses", "huber"),
-               ("bottleneck", "cs_ib"))),
+              (("heads", "histogram"), ("heads", "fourier_regression"), ("heads", "topk_moe"),
+               ("losses", "huber"), ("bottleneck", "cs_ib"))),
     Situation("Labels of groups only", ("bags",), (("losses", "aggregate"),)),
     Situation(
         "Few examples of each class",

@@ -80,6 +80,11 @@ REPORTS = {
         {"data": "friedman:n=2000", "seeds": 5,
          "head": ["linear", "histogram", "histogram(target=two_hot)", "fourier_regression"]},
     ),
+    "regression-experts": Report(
+        "The same 2,000 rows: does a mixture of experts predict them better, and how many should be active?",
+        {"data": "friedman:n=2000", "seeds": 5,
+         "head": ["linear", "topk_moe(active=1)", "topk_moe", "topk_moe(active=4)", "fourier_regression"]},
+    ),
     "retrieval": Report(
         "Images of classes that training never saw are to be found: which head?",
         {"data": "glyphs:n=4000,classes=100,size=16+task=retrieval", "model": "cnn(width=8)", "head": ANGULAR,
@@ -108,6 +113,17 @@ REPORTS = {
     "crowd": Report(
         "Each row was labelled by some twenty people of very different skill: how to make labels of that?",
         {"data": "crowd:n=2000", "votes": ["majority", "dawid_skene", "toptwo"], "seeds": 10},
+    ),
+    "concepts": Report(
+        "Features are similarities to 64 concepts, of which a class has three: which head?",
+        {"data": "concepts", "model": "linear", "seeds": 10, "lr": 1e-2,
+         "head": ["linear", "sparse_cbm", "sparse_cbm(mode=l1)", "sparse_cbm(mode=contrastive)"]},
+    ),
+    "crowd-levels": Report(
+        "Six of thirty people, strict and lenient, put each row on one of five levels: how to make labels?",
+        {"data": "ratings:n=2000,judges=30,each=6,severity=1.5+task=crowd",
+         "votes": ["majority", "dawid_skene", "faceted_rasch", "faceted_rasch(infit_bounds=(0.5,1.5))"],
+         "seeds": 10},
     ),
     "extreme": Report(
         "Several relevant labels out of 20,000, the most that trains in minutes here: which loss?",

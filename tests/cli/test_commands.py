@@ -50,6 +50,15 @@ def test_show_gives_card_signature_and_equation(tmp_path):
     assert "models/linear" in both
 
 
+def test_show_finds_the_evidence_of_a_companion_in_another_room(tmp_path):
+    (tmp_path / "evidence" / "theory").mkdir(parents=True)
+    found = {"room": "theory", "part": "topk_moe", "seconds": 1.0, "quick": True}
+    (tmp_path / "evidence" / "theory" / "topk_moe.json").write_text(json.dumps(found))
+    out = command("show", "heads/topk_moe", cwd=tmp_path).stdout
+    assert "theory/topk_moe: runs" in out
+    assert "No evidence" not in out
+
+
 def test_version(tmp_path):
     assert command("--version", cwd=tmp_path).stdout.strip() == f"logitkit {logitkit.__version__}"
 

@@ -17,6 +17,7 @@ from logitkit.comparison import driver, make_plan
 from logitkit.comparison.work import search_space, with_parameters
 from logitkit.engine import Recipe
 from logitkit.engine.checkpoint import load_state
+from logitkit.engine.tasks import TASKS
 
 SMALL = {"data": "digits+limit=400", "model": "mlp(hidden=(16,))", "epochs": 3, "seeds": 2}
 
@@ -115,14 +116,15 @@ def test_tuning_gives_every_arm_the_same_trials_and_never_sees_the_test_rows(tmp
 
 
 def test_search_space_comes_from_the_cards_and_respects_fixed_arguments():
-    space = search_space(Recipe.of(loss="ldr"), "cross_entropy")
+    classes, numbers = TASKS["classification"], TASKS["regression"]
+    space = search_space(Recipe.of(loss="ldr"), classes)
     assert "lr" in space
     assert "loss.lam" in space
-    assert "loss.lam" not in search_space(Recipe.of(loss="ldr(lam=3)"), "cross_entropy")
-    assert "loss.label_smoothing" in search_space(Recipe.of(), "cross_entropy")
-    assert not [
-        k for k in search_space(Recipe.of(data="diabetes", head="histogram"), "mse") if k.startswith("loss.")
-    ]
+    assert "softmax.temperature" in space
+    assert "loss.lam" not in search_space(Recipe.of(loss="ldr(lam=3)"), classes)
+    assert "loss.label_smoothing" in search_space(Recipe.of(), classes)
+    space = search_space(Recipe.of(data="diabetes", head="histogram"), numbers)
+    assert not [k for k in space if k.startswith(("loss.", "softmax."))]
     tuned = with_parameters(
         Recipe.of(), {"lr": 0.01, "loss.label_smoothing": 0.1, "model.hidden": [8, 8]}, "cross_entropy"
     )

@@ -16,6 +16,7 @@ from logitkit import data
 from logitkit.data.base import IGNORE, Table
 from logitkit.data.generators import GENERATORS, generate
 from logitkit.data.generators.shapes import SHAPES, boxes, render
+from logitkit.errors import InputError
 
 
 def test_every_generator_gives_a_sound_data_set_that_splits() -> None:
@@ -348,3 +349,24 @@ def test_modes_make_clusters_within_a_class() -> None:
     d = generate("mixture", "n=600,classes=2,modes=3,separation=30,dim=8")
     inertia = [KMeans(k, n_init=3, random_state=0).fit(d.x).inertia_ for k in (6, 7)]
     assert inertia[0] == pytest.approx(600 * 8, rel=0.1)
+
+
+def test_concepts_follow_their_equation() -> None:
+    d = generate("concepts", "n=4000,classes=8,concepts=30,relevant=10,each=2,miss=0.25,sd=0.5")
+    own, shown = d.extras["attributes"], d.extras["shown"]
+    assert torch.equal(own.sum(dim=1), torch.full((4000,), 2.0))
+    assert not own[:, 10:].any()
+    assert len(own.unique(dim=0)) == 8
+    assert len(torch.cat([own, d.y[:, None].float()], dim=1).unique(dim=0)) == 8
+    assert not (shown & (own == 0)).any()
+    assert abs(shown.sum().item() / own.sum().item() - 0.75) < 0.02
+    x = d.x - d.x[:, 10:].mean(dim=1, keepdim=True)  # without what an image has for all texts
+    used = own.any(dim=0).nonzero().flatten()
+    away = torch.stack([x[shown[:, m], m].mean() - x[~shown[:, m], m].mean() for m in used])
+    assert ((away > 1.9) & (away < 4.1)).all()
+    assert (x[:, 10:].std(dim=0) - 0.5).abs().max() < 0.05
+
+
+def test_concepts_need_a_set_for_every_class() -> None:
+    with pytest.raises(InputError, match="classes=11 must be at most 10, the sets of 2 out of 5 concepts"):
+        generate("concepts", "classes=11,relevant=5,each=2")

@@ -138,7 +138,10 @@ def test_parts_of_classification_and_what_is_tuned(tmp_path):
     ("settings", "says"),
     [
         ({"data": "iris", "votes": "toptwo"}, "votes=toptwo needs votes; data=iris is a classification task"),
-        ({"votes": "pgd"}, "votes=pgd makes no labels of votes. Use one of dawid_skene, majority, toptwo"),
+        (
+            {"votes": "pgd"},
+            "votes=pgd makes no labels of votes. Use one of dawid_skene, faceted_rasch, majority, toptwo",
+        ),
         ({"votes": "dawid"}, "there is no such part. Did you mean 'dawid_skene'"),
         ({"votes": "toptwo(refin=True)"}, "no argument 'refin'. Did you mean 'refine'"),
         ({"votes": "dawid_skene(steps=0)"}, "steps"),

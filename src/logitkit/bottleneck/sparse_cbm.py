@@ -4,45 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from logitkit.ops import check_batch, check_logits, check_positive, draw_gumbel
+from logitkit.ops.concepts import MODES, ConceptLayers, contrastive_concept_loss, gumbel_concept_loss
 from logitkit.ops.sphere import cosine
 from logitkit.registry import Choice, Real, part
 
-MODES = ("gumbel", "contrastive", "l1")
-
-
-def gumbel_concept_loss(
-    concepts: Float[Tensor, "batch concepts"],
-    tau: float = 1.0,
-    gumbel: Float[Tensor, "2 batch concepts"] | None = None,
-) -> Float[Tensor, ""]:
-    """-(mean log G_0 + mean log G_1) / 2, G_d the softmax of (concepts + Gumbel noise) / tau over axis d.
-
-    gumbel: the noise of G_0 and of G_1, drawn where it is not given. Smallest where all scores are equal: it
-    keeps every concept of some weight beside a loss that picks the useful ones. Raises ValueError for a tau
-    that is not positive.
-    """
-    check_positive(tau=tau)
-    noise = draw_gumbel((2, *concepts.shape), concepts) if gumbel is None else gumbel
-    rows = F.log_softmax((concepts + noise[1]) / tau, dim=1).mean()
-    return -(F.log_softmax((concepts + noise[0]) / tau, dim=0).mean() + rows) / 2
-
-
-def contrastive_concept_loss(concepts: Float[Tensor, "batch batch"]) -> Float[Tensor, ""]:
-    """Mean of the cross-entropies along both dimensions with the diagonal as target. Raises ValueError unless
-    there are as many examples as concepts."""
-    if concepts.ndim != 2 or concepts.shape[0] != concepts.shape[1]:
-        raise ValueError(
-            f"the contrastive loss pairs example i with concept i, so the batch must have as many examples as"
-            f" concepts, got {tuple(concepts.shape)}."
-        )
-    target = torch.arange(len(concepts), device=concepts.device)
-    return (F.cross_entropy(concepts, target) + F.cross_entropy(concepts.T, target)) / 2
+__all__ = [
+    "MODES",
+    "SparseCBM",
+    "concept_matrix_search",
+    "contrastive_concept_loss",
+    "gumbel_concept_loss",
+    "hoyer_sparsity",
+]
 
 
 def concept_matrix_search(
@@ -77,7 +53,7 @@ def hoyer_sparsity(x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
     tasks=("concepts",),
     search_space={"mode": Choice("gumbel", "l1"), "tau": Real(0.3, 3.0, log=True)},
 )
-class SparseCBM(nn.Module):
+class SparseCBM(ConceptLayers):
     """Sparse concept bottleneck: classes that are explained by concepts in words, of which few matter, over a
     frozen vision-language model.
 
@@ -98,7 +74,8 @@ class SparseCBM(nn.Module):
     num_concepts.
 
     Source: Semenov, Ivanov, Beznosikov, Gasnikov, arXiv:2404.03323, sections 3 and 4, and the authors'
-    `cbm.py` and `trainer_utils.py`. Without training: `concept_matrix_search`.
+    `cbm.py` and `trainer_utils.py`. Without training: `concept_matrix_search`. In a network: the head
+    `sparse_cbm`.
 
     Not for: the Gumbel term alone, which only makes all scores equal; hard Gumbel samples, whose logarithm is
     -inf.
@@ -112,35 +89,15 @@ class SparseCBM(nn.Module):
         tau: float = 1.0,
         l1_weight: float = 1e-3,
     ) -> None:
-        super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
-        check_positive(num_concepts=num_concepts, num_classes=num_classes, tau=tau, l1_weight=l1_weight)
-        self.num_concepts = num_concepts
-        self.mode = mode
-        self.tau = tau
-        self.l1_weight = l1_weight
-        self.concepts = nn.Linear(num_concepts, num_concepts, bias=False)
-        self.head = nn.Linear(num_concepts, num_classes, bias=False)
+        super().__init__(num_concepts, num_classes, mode, tau, l1_weight)
 
     def forward(
         self, similarities: Float[Tensor, "batch concepts"]
     ) -> tuple[Float[Tensor, "batch concepts"], Float[Tensor, "batch classes"]]:
-        check_logits(similarities, "similarities", self.num_concepts)
-        c = self.concepts(similarities)
-        return c, self.head(c)
+        return self.scores(similarities)
 
     def loss(
         self, similarities: Float[Tensor, "batch concepts"], target: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
         """Cross-entropy plus the term of the mode."""
-        c, logits = self(similarities)
-        logits, target = check_batch(logits, target)
-        return F.cross_entropy(logits, target) + self._term(c.to(logits.dtype))
-
-    def _term(self, c: Float[Tensor, "batch concepts"]) -> Float[Tensor, ""]:
-        if self.mode == "gumbel":
-            return gumbel_concept_loss(c, self.tau)
-        if self.mode == "contrastive":
-            return contrastive_concept_loss(c)
-        return self.l1_weight * self.concepts.weight.abs().sum().to(c.dtype) / self.num_concepts
+        return self.objective(similarities, target)

@@ -176,14 +176,17 @@ def print_part(console: Console, name: str, evidence: Path = Path("evidence")) -
                 console.print(escape(f"  {key}: {value}"), soft_wrap=True)
         console.print()
         console.print(escape(inspect.getdoc(build) or ""), soft_wrap=True)
-        file = evidence / card.room / f"{card.companion_of or card.name}.json"
+        main = card
+        if card.companion_of is not None:  # whose claim may be of another room
+            namesakes = catalog.find(card.companion_of)
+            main = next(c for c in namesakes if c.number == card.number and c.companion_of is None)
+        file = evidence / main.room / f"{main.name}.json"
         if file.is_file():
             console.print()
             print_evidence(console, json.loads(file.read_text()))
         elif not card.reference:
-            main = card.companion_of or card.name
             console.print(
-                f"\nNo evidence in {evidence}/ yet: `logitkit verify {main}` makes it.", style="dim"
+                f"\nNo evidence in {evidence}/ yet: `logitkit verify {main.name}` makes it.", style="dim"
             )
 
 

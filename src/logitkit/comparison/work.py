@@ -19,7 +19,7 @@ from logitkit.comparison.store import Store
 from logitkit.engine.checkpoint import save_state
 from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, card_of
 from logitkit.engine.run import RunResult, run
-from logitkit.engine.tasks import task_of
+from logitkit.engine.tasks import Task, task_of
 from logitkit.engine.train import Prepared, Progress
 from logitkit.errors import InputError
 from logitkit.registry import Choice, Real, Whole
@@ -38,7 +38,8 @@ class Worker:
         self.plan, self.store, self.folder, self.listener = plan, store, folder, listener
         self._runs = {r.key: r for r in plan.runs}
         self._prepared: OrderedDict[int, Prepared] = OrderedDict()
-        self._loss = task_of(plan.dataset).loss  # what `loss=auto` stands for
+        self._task = task_of(plan.dataset)
+        self._loss = self._task.loss  # what `loss=auto` stands for
 
     def work(self) -> None:
         """Return when every run of the plan is finished, by this process or another."""
@@ -94,7 +95,7 @@ class Worker:
         seed = int(hashlib.sha256(task.key.encode()).hexdigest()[:8], 16)
         study = self.store.tuning_study(task.key, _sampler(seed))
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        space = search_space(task.recipe, self._loss)
+        space = search_space(task.recipe, self._task)
         while (done := len(study.get_trials(deepcopy=False, states=states))) < self.plan.tune:
             study.sampler = _sampler(seed + done)
             for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
@@ -152,21 +153,22 @@ def split_file(folder: Path, plan: Plan, seed: int) -> Path:
     return folder / "splits" / f"{plan.dataset.fingerprint[:16]}-seed{seed}.safetensors"
 
 
-def search_space(recipe: Recipe, auto_loss: str) -> dict[str, Real | Whole | Choice]:
+def search_space(recipe: Recipe, task: Task) -> dict[str, Real | Whole | Choice]:
     """What tuning varies: the step size, and what the cards of the recipe's parts name, as `slot.argument`.
 
     An argument that the user fixed in the recipe stays fixed, and so does what acts once training is over, of
-    which the validation score knows nothing. `auto_loss` is what `loss=auto` stands for,
-    unless the head or the normaliser brings a loss.
+    which the validation score knows nothing. Where the head or the normaliser brings a loss there is no
+    other, and where scores are not of classes no normaliser.
     """
     brought = any(hasattr(_build(recipe, slot), "loss") for slot in ("head", "softmax"))
     space: dict[str, Real | Whole | Choice] = {"lr": Real(recipe.lr / 10, recipe.lr * 10, log=True)}
     for slot in SLOTS:
         value = getattr(recipe, slot)
-        if isinstance(value, tuple) or slot in ("detect", "adapt"):
+        no_classes = slot == "softmax" and task.network != "classification"
+        if isinstance(value, tuple) or slot in ("detect", "adapt") or no_classes:
             continue
         auto = slot == "loss" and value.name == "auto"
-        value = PartSpec.parse(auto_loss) if auto else value
+        value = PartSpec.parse(task.loss) if auto else value
         card = card_of(slot, value)
         if card is None or (auto and brought):
             continue

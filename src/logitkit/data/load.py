@@ -54,7 +54,8 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
       seed        of the generator and of the rows drawn by `limit`; default 0
       task        "classification" or "regression", where the label's type would say otherwise; "ordinal" for
                   classes in order; "retrieval" to find rows of classes that training has not seen;
-                  "oneclass" to learn the most frequent class alone and find rows of the others;
+                  "oneclass" to learn the most frequent class alone and find rows of the others; "crowd" to
+                  learn classes from `extras["votes"]` alone, as those of `ratings`;
                   "segmentation" of images with `extras["segmentation"]`, as those of `scenes`, to find the
                   pixels of classes that training has not seen from a few labelled images
       size        pixels that the images of a folder or a Hugging Face set are resized to; default 32
@@ -75,6 +76,8 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
     task = spec.options.get("task")
     if task in OF_CLASSES:
         dataset = replace(dataset, task=task)
+    if task == "crowd":
+        dataset = replace(dataset, task="crowd")
     if task == "segmentation":
         dataset = of_pixels(dataset)
     if "bags" in spec.options:
@@ -223,6 +226,10 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
         raise InputError(f"+task={task} needs labels, and {dataset.name} is a search task.")
     if task == "oneclass" and (spec.pending != Options()):
         raise InputError("+task=oneclass has no wrong labels and no imbalance among its training rows.")
+    if task == "crowd" and "votes" not in dataset.extras:
+        raise InputError(f"+task=crowd needs the votes of workers, and {dataset.name} has none.")
+    if task == "crowd" and (spec.pending != Options()):
+        raise InputError("+task=crowd knows votes alone: it has no wrong labels, no imbalance and no bags.")
     learned = dataset.task if task is None else task
     if "bags" in spec.options and learned != "classification":
         raise InputError(f"+bags is for classification, and {dataset.name} asks for {learned}.")
@@ -235,7 +242,7 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
     uses = {
         "size": head == "hf" or is_folder,
         "length": head in ("hf", "text"),
-        "task": spec.options.get("task") in ("ordinal", "retrieval", "oneclass", "segmentation")
+        "task": spec.options.get("task") in ("ordinal", "retrieval", "oneclass", "crowd", "segmentation")
         or (not (_known(spec.body) and head not in ("hf", "openml")) and not is_folder),
     }
     for key, used in uses.items():

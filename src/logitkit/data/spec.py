@@ -14,7 +14,7 @@ from logitkit.errors import InputError, nearest
 NOISE_TYPES = ("symmetric", "pair")
 PENDING = ("noise", "noise_type", "imbalance", "bags")
 """Options that `split` applies."""
-TASKS = ("classification", "regression", "ordinal", "retrieval", "oneclass", "segmentation")
+TASKS = ("classification", "regression", "ordinal", "retrieval", "oneclass", "crowd", "segmentation")
 
 _OPTIONS = re.compile(r"(?:\+[A-Za-z_]+=[^+]*)+$")
 

@@ -91,14 +91,15 @@ class Objective(nn.Module):
 
 
 class _OwnLoss(nn.Module):
-    """The objective that a head or a normaliser brings; holds it without owning its parameters."""
+    """The objective that a head or a normaliser brings, of its raw scores or, where its `loss_of` says so, of
+    the embeddings; holds it without owning its parameters."""
 
     def __init__(self, owner: nn.Module) -> None:
         super().__init__()
         self._owner = (owner,)
 
-    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
-        return self._owner[0].loss(scores, target)  # type: ignore[operator]
+    def forward(self, of: Tensor, target: Tensor) -> Tensor:
+        return self._owner[0].loss(of, target)  # type: ignore[operator]
 
 
 def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective:
@@ -116,7 +117,8 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
     if recipe.loss.name != "auto":
         first = _term("loss", recipe.loss, shape)
     elif owner is not None:
-        first = Term(_OwnLoss(owners[owner]), of="raw")  # type: ignore[arg-type]
+        own = owners[owner]
+        first = Term(_OwnLoss(own), of=getattr(own, "loss_of", "raw"))  # type: ignore[arg-type]
     else:
         first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape)
     terms = [first, *(_term("regularize", spec, shape) for spec in recipe.regularize)]

@@ -25,6 +25,8 @@ from logitkit.heads.ordinal import (
     ranked_probability_score,
 )
 from logitkit.heads.semantic import SemanticHead, hashed_text, text_targets
+from logitkit.heads.sparse_cbm import SparseCBMHead
+from logitkit.heads.topk_moe import TopKMoEHead
 
 __all__ = [
     "CosineHead",
@@ -43,6 +45,8 @@ __all__ = [
     "NovelClassClassifier",
     "OrdinalHead",
     "SemanticHead",
+    "SparseCBMHead",
+    "TopKMoEHead",
     "autocorrelation",
     "c51_project",
     "ebv_quality",

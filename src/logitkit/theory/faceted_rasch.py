@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from logitkit.ops import check_positive, values_visible
 from logitkit.ops.fitted import Fitted
+from logitkit.ops.rasch import FACETS, fit_rasch, measure, rating_log_probabilities
 from logitkit.registry import part
-
-FACETS = ("subject", "item", "judge")
-
-
-def rating_log_probabilities(
-    location: Float[Tensor, " rows"], steps: Float[Tensor, "rows steps"]
-) -> Float[Tensor, "rows levels"]:
-    """log P(y = 0..m) of the partial-credit model: log P(y = k) / P(y = k - 1) = location - steps_k."""
-    rises = location[:, None] - steps
-    return torch.log_softmax(torch.cat([torch.zeros_like(rises[:, :1]), rises.cumsum(dim=1)], dim=1), dim=1)
 
 
 @part(
@@ -104,15 +91,9 @@ class FacetedRasch(Fitted):
             raise ValueError(
                 f"ratings hold the level {int(ratings[:, 3].max())}; expected levels in [0, {levels})."
             )
-        sizes = [int(column.max()) + 1 for column in ratings.T[:3]]
-        self._fit(ratings, sizes, levels)
-        if self.infit_bounds is not None:
-            low, high = self.infit_bounds
-            infit = self.infit.clone()
-            fits = (infit[ratings[:, 2]] >= low) & (infit[ratings[:, 2]] <= high)
-            if not bool(fits.all()):
-                self._fit(ratings[fits], sizes, levels)
-                self.infit = infit  # of the judges left out as well
+        found = fit_rasch(ratings, levels, self.prior_variance, self.infit_bounds)
+        for name, values in found._asdict().items():
+            setattr(self, name, values)
         return self.to(device)
 
     @torch.no_grad()
@@ -129,15 +110,8 @@ class FacetedRasch(Fitted):
         if values_visible(scores) and not bool(((scores >= 0) & (scores <= steps)).all()):
             raise ValueError(f"scores must lie in [0, {steps}], the levels that were fitted.")
         observed = scores.double().sum(dim=1)
-        level = torch.arange(steps + 1, dtype=torch.float64, device=scores.device)
-        low, high = (torch.full_like(observed, bound) for bound in (-100.0, 100.0))
-        for _ in range(60):
-            theta = (low + high) / 2
-            location = (theta[:, None] - self.delta).flatten()
-            p = rating_log_probabilities(location, self.tau.repeat(len(theta), 1)).exp()
-            expected = (p @ level).view(-1, items).sum(dim=1)
-            below = expected + theta / self.prior_variance < observed
-            low, high = torch.where(below, theta, low), torch.where(below, high, theta)
+        given = torch.ones(scores.shape, dtype=torch.float64, device=scores.device)
+        theta = measure(observed, self.delta, self.tau, given, self.prior_variance)
         unbounded = (observed == 0) | (observed == items * steps)
         return torch.where(unbounded & math.isinf(self.prior_variance), torch.nan, theta)
 
@@ -159,63 +133,6 @@ class FacetedRasch(Fitted):
         n, i, j = rows.T
         return rating_log_probabilities(self.theta[n] - self.delta[i] - self.alpha[j], self.tau[i]).exp()
 
-    def _fit(self, ratings: Tensor, sizes: list[int], levels: int) -> None:
-        """Parameters, errors and infit from the rows that are left."""
-        *facets, y = ratings.T
-        present = [torch.bincount(f, minlength=size) > 0 for f, size in zip(facets, sizes, strict=True)]
-        _check_links(facets)
-        if math.isinf(self.prior_variance):
-            _check_levels(facets, y, levels)
-        steps = levels - 1
-        counts = [*sizes, sizes[1] * steps]
-
-        def parameters(flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            theta, delta, alpha, tau = flat.split(counts)
-            tau = tau.view(sizes[1], steps)
-            return (
-                theta, _centred(delta, present[1]), _centred(alpha, present[2]),
-                tau - tau.mean(dim=1, keepdim=True),
-            )  # fmt: skip
-
-        def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
-            with torch.enable_grad():
-                flat = torch.from_numpy(values).requires_grad_()
-                theta, delta, alpha, tau = found = parameters(flat)
-                n, i, j = facets
-                log_p = rating_log_probabilities(theta[n] - delta[i] - alpha[j], tau[i])
-                loss = -log_p.gather(1, y[:, None]).sum()
-                loss = loss + sum(each.square().sum() for each in found) / (2 * self.prior_variance)
-                (slope,) = torch.autograd.grad(loss, flat)
-            return loss.item(), slope.numpy()
-
-        solved = minimize(
-            objective, np.zeros(sum(counts)), jac=True, method="L-BFGS-B",
-            options={"maxiter": 10_000, "maxfun": 20_000, "maxcor": 30, "ftol": 0.0, "gtol": 1e-6},
-        )  # fmt: skip
-        found = parameters(torch.from_numpy(solved.x))
-        self.tau = found[3]
-        self.theta, self.delta, self.alpha = (
-            torch.where(seen, values, torch.nan) for seen, values in zip(present, found[:3], strict=True)
-        )
-        p = self.probabilities(ratings[:, :3])
-        level = torch.arange(levels, dtype=p.dtype)
-        expected = p @ level
-        variance = p @ level.square() - expected.square()
-        errors = []
-        for facet, size in zip(facets, sizes, strict=True):
-            information = p.new_zeros(size).index_add(0, facet, variance)
-            errors.append((information + 1 / self.prior_variance).rsqrt())
-        self.theta_se, self.delta_se, self.alpha_se = (
-            torch.where(seen, each, torch.nan) for seen, each in zip(present, errors, strict=True)
-        )
-        judge = facets[2]
-        squares = p.new_zeros(sizes[2]).index_add(0, judge, (y - expected).square())
-        self.infit = squares / p.new_zeros(sizes[2]).index_add(0, judge, variance)
-
-
-def _centred(values: Tensor, present: Tensor) -> Tensor:
-    return values - values[present].mean()
-
 
 def _check_table(rows: Tensor, columns: tuple[str, ...]) -> Int[Tensor, "rows columns"]:
     if rows.ndim != 2 or rows.shape[1] != len(columns) or rows.is_floating_point():
@@ -228,41 +145,3 @@ def _check_table(rows: Tensor, columns: tuple[str, ...]) -> Int[Tensor, "rows co
     if values_visible(rows) and int(rows.min()) < 0:
         raise ValueError(f"the table holds {int(rows.min())}; expected numbers counted from 0.")
     return rows.long()
-
-
-def _check_links(facets: list[Tensor]) -> None:
-    """Raise ValueError unless ratings link all members of every two facets: a constant could move between
-    groups that nothing links."""
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        left, right = (torch.unique(facets[f], return_inverse=True)[1] for f in (a, b))
-        size = int(left.max()) + 1
-        n = size + int(right.max()) + 1
-        links = coo_matrix((np.ones(len(left)), (left.numpy(), size + right.numpy())), shape=(n, n))
-        groups = connected_components(links, directed=False)[0]
-        if groups > 1:
-            raise ValueError(
-                f"{FACETS[a]}s and {FACETS[b]}s fall into {groups} groups that no rating links, so their"
-                " values cannot be compared."
-            )
-
-
-def _check_levels(facets: list[Tensor], y: Tensor, levels: int) -> None:
-    """Without a prior, likelihood has no maximum for members with only the lowest or highest level, and for
-    items that miss a level."""
-    for name, facet in zip(FACETS, facets, strict=True):
-        count = facet.bincount().double()
-        total = count.new_zeros(len(count)).index_add(0, facet, y.double())
-        extreme = (count > 0) & ((total == 0) | (total == (levels - 1) * count))
-        if bool(extreme.any()):
-            raise ValueError(
-                f"{name} {int(extreme.nonzero()[0])} has only lowest or only highest ratings, which needs a"
-                " prior_variance below infinity."
-            )
-    used = torch.zeros(int(facets[1].max()) + 1, levels, dtype=torch.bool)
-    used[facets[1], y] = True
-    missing = (~used & used.any(dim=1, keepdim=True)).nonzero()
-    if len(missing):
-        raise ValueError(
-            f"item {int(missing[0, 0])} never got level {int(missing[0, 1])}, which needs a prior_variance"
-            " below infinity."
-        )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from logitkit.ops import check_features, check_numbers, check_positive, check_regression
 from logitkit.ops.fitted import Fitted
+from logitkit.ops.mixture import gaussian_log_joint, log_gate
 from logitkit.registry import Whole, part
 
 # Of a response's variance: no expert's may be smaller.
@@ -39,9 +40,7 @@ def topk_log_gate(
 ) -> Float[Tensor, "batch k"]:
     """log of the gate: softmax of x w_i + bias_i over the `active` experts with the largest x w_i, -inf for
     the others. The bias takes no part in the selection."""
-    v = x @ gate_weight.T
-    kept = torch.zeros_like(v, dtype=torch.bool).scatter(1, v.topk(active, dim=1).indices, True)
-    return torch.log_softmax((v + gate_bias).masked_fill(~kept, -torch.inf), dim=1)
+    return log_gate(x @ gate_weight.T, gate_bias, active)
 
 
 def log_density(
@@ -52,9 +51,8 @@ def log_density(
 
 
 def _log_joint(x: Tensor, y: Tensor, p: Parameters, active: int) -> Float[Tensor, "batch k"]:
-    residual = y[:, None] - (x @ p.slope.T + p.intercept)
-    normal = -0.5 * (residual.square() / p.variance + (2 * math.pi * p.variance).log())
-    return topk_log_gate(x, p.gate_weight, p.gate_bias, active) + normal
+    mean = x @ p.slope.T + p.intercept
+    return gaussian_log_joint(y, topk_log_gate(x, p.gate_weight, p.gate_bias, active), mean, p.variance)
 
 
 def em_step(
@@ -151,8 +149,8 @@ class TopKMoE(Fitted):
 
     Source: Nguyen, Akbarian, Yan, Ho, ICLR 2024, arXiv:2309.13850, equations 1 and 2 and theorems 1 to 4.
 
-    Not for: networks of experts (see the sparse gates of `softmax`); many features, as the gate's Newton
-    step solves experts * d equations.
+    Not for: features that are learned at the same time (see the head `topk_moe`); many features, as the
+    gate's Newton step solves experts * d equations.
     """
 
     gate_weight: Tensor

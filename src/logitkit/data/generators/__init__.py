@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import get_type_hints
 
 from logitkit.data.base import Dataset, seeded
+from logitkit.data.generators.concepts import concepts
 from logitkit.data.generators.detections import detections
 from logitkit.data.generators.glyphs import glyphs
 from logitkit.data.generators.labelling import crowd, ratings
@@ -30,6 +31,7 @@ GENERATORS: dict[str, Callable[..., Dataset]] = {
         mixture,
         hierarchy,
         tabular,
+        concepts,
         friedman,
         linear,
         bimodal,
@@ -57,6 +59,7 @@ __all__ = [
     "GENERATORS",
     "attributes",
     "bimodal",
+    "concepts",
     "crowd",
     "detections",
     "extreme",

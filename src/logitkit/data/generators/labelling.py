@@ -72,11 +72,13 @@ def ratings(
     Subject j has the value theta_j ~ N(0, 1), item k the difficulty d_k ~ N(0, 1/4), judge i the severity
     s_i ~ N(0, severity^2). The rating is the number of thresholds t_1 < ... < t_{levels-1}, equally spaced
     in [-2, 2], that lie below theta_j - d_k - s_i + logistic noise; `spammers` of the judges rate at random.
-    Each subject is rated by `each` judges on all items. x (n, dim) is linear in theta plus N(0, 1) noise; y
-    is the level of theta itself, classes in order.
+    Each subject is rated by `each` judges on all items, and voted on once: the judge's rating of an item
+    without difficulty. x (n, dim) is linear in theta plus N(0, 1) noise; y is the level of theta itself,
+    classes in order.
 
-    extras: "ratings" (n, each, items) int64; "judge" (n, each) int64; "theta" (n,); "severity" (n, each);
-    "spammer" (n, each) bool.
+    extras: "ratings" (n, each, items) int64; "votes" (n, judges) int64, -1 where judge i did not see subject
+    j, which alone training and validation rows know with `+task=crowd`; "judge" (n, each) int64; "theta"
+    (n,); "severity" (n, each); "spammer" (n, each) bool.
     """
     at_least(2, n=n, levels=levels)
     at_least(1, items=items, each=each, dim=dim)
@@ -96,8 +98,12 @@ def ratings(
     rating = torch.where(spam[judge][:, :, None], random, rating)
     direction = torch.randn(dim, generator=generator)
     x = theta[:, None] * direction + torch.randn(n, dim, generator=generator)
+    noise = torch.logit(torch.rand(n, each, generator=generator), eps=1e-6)
+    vote = torch.bucketize(theta[:, None] - strict[judge] + noise, thresholds)
+    vote = torch.where(spam[judge], torch.randint(levels, vote.shape, generator=generator), vote)
     extras = {
         "ratings": rating,
+        "votes": torch.full((n, judges), -1).scatter(1, judge, vote),
         "judge": judge,
         "theta": theta,
         "severity": strict[judge],

@@ -1,5 +1,5 @@
 """logitkit in Hugging Face transformers: losses for causal language models, attention for every model,
-and trained models made linear."""
+trained models made linear, and similarities of images to concepts."""
 
 import importlib
 
@@ -11,7 +11,8 @@ except ImportError:
     raise MissingExtra("transformers", "hf", "logitkit.integrations.transformers") from None
 
 from logitkit.integrations.transformers.attention import register
+from logitkit.integrations.transformers.concepts import concept_similarities
 from logitkit.integrations.transformers.linearize import linearize
 from logitkit.integrations.transformers.losses import patch_loss, unpatch_loss, use_loss
 
-__all__ = ["linearize", "patch_loss", "register", "unpatch_loss", "use_loss"]
+__all__ = ["concept_similarities", "linearize", "patch_loss", "register", "unpatch_loss", "use_loss"]
