@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A file's tests stay in one process; each process needs about 2 GiB.
+PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
 .DEFAULT_GOAL := help
 
 .PHONY: help compare test test-all check docs clean
@@ -17,10 +19,10 @@ compare: .venv/.installed
 	$(BIN)/logitkit compare
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: .venv/.installed-test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 check: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from logitkit import bench, catalog
 from logitkit.registry import ROOMS, Card
@@ -267,7 +269,9 @@ def _setting(value: object) -> str:
 
 
 def _four(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def which_page() -> str:
@@ -276,8 +280,48 @@ def which_page() -> str:
 
 
 def attention_page() -> str:
-    """Attention, layers and backbones by situation."""
-    return _by_situation("Which attention, layer or backbone should I use?", _SITUATIONS.ATTENTION)
+    """Attention, layers and backbones by situation, and attention by length."""
+    page = _by_situation("Which attention, layer or backbone should I use?", _SITUATIONS.ATTENTION)
+    return page + "\n".join(_by_length()) + "\n"
+
+
+def _by_length() -> list[str]:
+    """Quality, time and memory of every causal attention by length, from the comparisons that have one."""
+    studies = {
+        name: Study(json.loads((REPORTS / f"{name}.json").read_text()))
+        for task in ("text", "recall")
+        for name in COMPARISONS
+        if name.startswith(f"attention-{task}-") and (REPORTS / f"{name}.json").is_file()
+    }
+    if not studies:
+        return []
+    lines = ["", "## Causal attention by length", "", *_SITUATIONS.BY_LENGTH]
+    texts = [name for name in studies if "-text-" in name]
+    tables: list[tuple[str, list[str], Callable[[dict, str], float]]] = [
+        ("Quality: bits per byte of text (less is better), share of the values recalled (more is)",
+         list(studies), lambda means, name: means[studies[name].metric]),
+        ("Milliseconds per training step on text", texts,
+         lambda means, name: 1e3 * means["train_seconds"] / COMPARISONS[name].settings["steps"]),
+        ("Peak memory of the process on text, MiB", texts, lambda means, name: means["peak_memory_mb"]),
+        ("Parameters at the shortest length", texts[:1], lambda means, name: means["parameters"]),
+    ]  # fmt: skip
+    for title, names, take in tables:
+        heads = [f"[{' '.join(name.split('-')[1:])}](comparisons.md#{name})" for name in names]
+        lines += ["", f"{title}:", "", "| attention | " + " | ".join(heads) + " |"]
+        lines += ["|---" * (1 + len(names)) + "|"]
+        rows = {name: {arm.name: arm for arm in studies[name].arms} for name in names}
+        for arm in COMPARISONS[names[0]].settings["attention"]:
+            cells = [_in_length(rows[name].get(arm), name, take) for name in names]
+            lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _in_length(arm: Any, name: str, take: Callable[[dict, str], float]) -> str:
+    """A cell: the mean over seeds, bold where the comparison shows a difference from softmax."""
+    if arm is None or arm.row["mean"] is None:
+        return "-"
+    shown = _four(take(arm.row["means"], name))
+    return f"**{shown}**" if arm.verdict in ("better", "worse") else shown
 
 
 def _by_situation(title: str, situations: tuple) -> str:

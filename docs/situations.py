@@ -87,7 +87,7 @@ ATTENTION = (
     ),
     Situation(
         "Long sequences, and decoding from a state of fixed size",
-        ("attention-language-model", "attention-recall"),
+        ("attention-text-2048", "attention-recall-128"),
         (("attention", "linear"), ("attention", "dsf"), ("attention", "cosformer"), ("attention", "qlstm"),
          ("attention", "lolcats")),
         "A step of linear and normalised attention is cheaper than one of softmax from about 2,048 tokens on"
@@ -96,7 +96,7 @@ ATTENTION = (
     ),
     Situation(
         "Recalling one of many tokens, or relations of three",
-        ("attention-recall",),
+        ("attention-recall-32", "attention-recall-128"),
         (("attention", "hopfield"), ("attention", "selective"), ("attention", "tensor"),
          ("attention", "dsf")),
     ),
@@ -139,7 +139,16 @@ ATTENTION = (
     Situation(
         "Learning without backpropagation, and why attention learns what it learns",
         (),
-        (("train", "counter_current"), ("theory", "multitasking_hopfield"), ("theory", "attention_svm"),
-         ("theory", "random_feature_attention"), ("theory", "softmax_regression")),
+        (("train", "counter_current"), ("train", "hebbian"), ("theory", "multitasking_hopfield"),
+         ("theory", "attention_svm"), ("theory", "random_feature_attention"),
+         ("theory", "softmax_regression")),
     ),
 )  # fmt: skip
+
+BY_LENGTH = (
+    "Every attention that a causal model can have, in a transformer of 2 blocks, 32 features and 2 heads, 3",
+    "seeds, trained for equally many steps at each length (2,048 tokens a step, one sequence at least).",
+    "Weights are equally many but for the few that a part adds. Bold marks differences from softmax that the",
+    "comparison shows. Tensor attention is not among them, as its time and memory grow with the cube of the",
+    "length; nor are those on grids of tokens, which are not causal.",
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# several processes test at once: threads that wait must not spin, which OpenMP decides when it is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 # scipy reads this when it is first imported; without it scikit-learn skips one of its estimator checks
@@ -39,12 +43,14 @@ def _debian(*packages: str) -> None:
     """Install Debian packages if the user is root and apt is there; otherwise do nothing."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
-    subprocess.run(["apt-get", "update", "-qq"], check=False, stdout=subprocess.DEVNULL)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    subprocess.run(
-        command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
+    with (Path(tempfile.gettempdir()) / "logitkit-tests-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # apt does not wait for another process that installs
+        subprocess.run(["apt-get", "update", "-qq"], check=False, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
 
 
 def _postgres_bin() -> Path | None:
