@@ -10,7 +10,6 @@ from logitkit.attention.dsf import DSF, NormAttention, norm_attention, taylor_at
 from logitkit.attention.entropy_guided import (
     EntropyRegularizer,
     EntropyReport,
-    LinearFeedForward,
     TemperedAttention,
     attention_entropy,
     entropy_report,
@@ -75,7 +74,6 @@ __all__ = [
     "HopfieldPooling",
     "InlineAttention",
     "LinearAttention",
-    "LinearFeedForward",
     "LolcatsAttention",
     "MultiheadAttention",
     "NormAttention",

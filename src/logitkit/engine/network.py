@@ -199,8 +199,8 @@ def _chosen_layers(recipe: Recipe) -> dict[str, Callable[..., nn.Module]]:
             continue
         card = card_of(slot, spec)
         assert card is not None
-        place = "attention" if slot == "attention" else card.replaces
-        found[str(place)] = functools.partial(card.build, **spec.kwargs)
+        places = "attention" if slot == "attention" else str(card.replaces)
+        found |= dict.fromkeys(places.split("+"), functools.partial(card.build, **spec.kwargs))
     return found
 
 
