@@ -154,7 +154,9 @@ def test_decoder_of_the_official_code():
     assert made.shape == (2, 3, 64, 32)
     found = [made.mean(), made.square().mean(), made[1, 2, 40, 17], made[0, 0, 3, 5], made[1, 1, 63, 31]]
     expected = [-0.0006114505538, 0.1551838123511, -0.5192493467998, 0.7069735606330, 0.2997230063216]
-    torch.testing.assert_close(torch.stack(found), torch.tensor(expected).double(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        torch.stack(found), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from logitkit.models.linear import LinearModel
 from logitkit.models.maxim import MAXIM, SAM, CrossGating, MAXIMEncoder, MultiAxisGMLP, maxim_loss
 from logitkit.models.mlp import MLP
 from logitkit.models.raft_mlp import RaftMLP
+from logitkit.models.ravlt import RAVLT
 from logitkit.models.revcol import (
     ColumnDecoder,
     RevCol,
@@ -38,6 +39,7 @@ __all__ = [
     "CNN",
     "MAXIM",
     "MLP",
+    "RAVLT",
     "SAM",
     "Activator",
     "AiTSmall",
