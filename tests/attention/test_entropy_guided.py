@@ -1,22 +1,25 @@
 """Entropy penalties in closed form and as the official code prints them; temperatures against softmax."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from logitkit import data
 from logitkit.attention import (
     QLSTM,
     EntropyRegularizer,
     LinearAttention,
-    LinearFeedForward,
     SoftmaxAttention,
     TemperedAttention,
     attention_entropy,
     entropy_report,
     record_weights,
 )
+from logitkit.engine import Batch, Prepared, Recipe, Trainer
+from logitkit.layers import NonlinearityLight
 from logitkit.models import Transformer
 
 
@@ -116,7 +119,7 @@ def test_weights_are_recorded_with_their_graph():
     torch.manual_seed(0)
     model = Transformer(
         (7,), 11, dim=16, heads=2, attention=TemperedAttention, norm=lambda _: nn.Identity(),
-        mlp=LinearFeedForward,
+        mlp=NonlinearityLight,
     )  # fmt: skip
     x = torch.randint(11, (3, 7))
     with record_weights(model) as found:
@@ -133,6 +136,33 @@ def test_weights_are_recorded_with_their_graph():
         pass
 
 
+@pytest.mark.parametrize("hmax", ["causal", "logT"])
+def test_a_run_adds_the_penalty_of_every_layer(hmax):
+    settings = {"steps": 1, "batch_size": 8, "threads": 1}
+    if hmax == "causal":
+        settings |= {"data": "recall", "model": "transformer(dim=16, heads=2)"}
+    else:
+        settings |= {"data": "digits", "model": "vit(dim=16, heads=2, depth=2)"}
+    prepared = Prepared.of(data.split(data.load(settings["data"]), 0))
+    plain, guided = (
+        Trainer(Recipe.of(**settings, attention=f"entropy_guided(lam={lam})"), prepared)
+        for lam in (0.0, 0.01)
+    )
+    plain.network.load_state_dict(guided.network.state_dict(), strict=False)
+    batch = Batch(prepared.train[0][:8], prepared.train[1][:8], torch.arange(8))
+    with record_weights(plain.network) as weights:
+        without = plain.objective(plain.network, batch)
+    expected = 2 * EntropyRegularizer(2, 2, lam=0.01, hmax=hmax)(weights)  # the sum over two layers
+    with_penalty = guided.objective(guided.network, batch)
+    assert expected.item() > 0.01
+    assert (with_penalty - without).item() == pytest.approx(expected.item(), rel=1e-4)
+    attention = guided.network.backbone.blocks[0].attention
+    assert attention.penalty().item() == 0  # it is handed over once
+    guided.run()
+    assert (attention.regularizer.threshold != 0.5).all()
+    copy.deepcopy(guided.network)
+
+
 def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match="hmax must be"):
         EntropyRegularizer(3, 2, hmax="n")(rows())
@@ -140,6 +170,8 @@ def test_settings_that_cannot_be():
         EntropyRegularizer(0, 2)
     with pytest.raises(ValueError, match="must not be negative"):
         EntropyRegularizer(3, 2, lam=-1.0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        TemperedAttention(8, 2, lam=-1.0)
     with pytest.raises(ValueError, match="expected weights of 2 layers"):
         EntropyRegularizer(3, 2)(rows(1))
     with pytest.raises(ValueError, match="weights must be"):

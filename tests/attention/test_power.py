@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from logitkit.attention import PowerAttention, power_attention, to_polynomial
+from logitkit.attention import PowerAttention, power_attention, range_penalties, to_polynomial
 from logitkit.models import Transformer
 from logitkit.ops import Polynomial, PolynomialInverse, PolynomialRsqrt
 
@@ -138,6 +138,41 @@ def test_a_polynomial_model_refuses_what_calibration_did_not_show():
     made, _ = to_polynomial(model, [torch.randn(50, 4)])
     with pytest.raises(ValueError, match="holds on"):
         made(100 * torch.randn(5, 4))
+
+
+def test_range_penalties_are_zero_inside_and_quadratic_outside():
+    inverse, tanh = PolynomialInverse(0.5, 2.0).double(), Polynomial(torch.tanh, -1.0, 3.0).double()
+    z = torch.tensor([[0.1, 0.5, 1.0], [2.0, 2.5, 7.0]], dtype=torch.float64, requires_grad=True)
+    model = nn.Sequential(inverse, tanh)  # the first leaves what the second takes
+    with range_penalties(model) as found:
+        out = model(z)
+    assert found[0].item() == pytest.approx((0.4**2 + 0.5**2 + 5.0**2) / 6)
+    assert found[1].item() == 0
+    sum(found).backward()
+    slope = torch.tensor([[-0.4, 0.0, 0.0], [0.0, 0.5, 5.0]], dtype=torch.float64) / 3
+    torch.testing.assert_close(z.grad, slope)
+    torch.testing.assert_close(out, (1 / z.clamp(0.5, 2)).tanh(), atol=1e-2, rtol=0)
+    with pytest.raises(ValueError, match="holds on"):  # without it as before
+        model(z)
+    with pytest.raises(ValueError, match="model with polynomials"), range_penalties(nn.Linear(2, 2)):
+        pass
+
+
+def test_training_with_range_penalties_brings_numbers_in():
+    torch.manual_seed(0)
+    made, _ = to_polynomial(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU()), [torch.randn(50, 4)])
+    x = 10 * torch.randn(64, 4)
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.02)
+    outside = []
+    for _ in range(200):
+        with range_penalties(made) as found:
+            made(x)
+        outside.append(sum(found).item())
+        optimizer.zero_grad()
+        sum(found).backward()
+        optimizer.step()
+    assert outside[0] > 1
+    assert outside[-1] < 1e-3
 
 
 def test_settings_that_cannot_be():

@@ -61,6 +61,50 @@ def test_loop_over_windows(n, causal, masked):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", ["no", "pairs", "keys"])
+def test_loop_over_windows_with_class_tokens(causal, masked):
+    n, first = 11, 2
+    q, k, v = inputs(n)
+    torch.manual_seed(1)
+    windows = random_windows(n - first, 3, "local", shift=True)
+    windows = torch.where(windows < 0, windows, windows + first)
+    mask = None if masked == "no" else torch.rand(2, 1, n if masked == "pairs" else 1, n) < 0.7
+    found = within_windows(softmax_attention, windows, q, k, v, mask, causal, first)
+    group = {i: g for g, window in enumerate(windows.tolist()) for i in window if i >= 0}
+    assert sorted(group) == list(range(first, n))
+    expected = torch.zeros_like(v)
+    for b in range(2):
+        for i in range(n):
+            seen = [
+                j for j in range(n)
+                if (i < first or j < first or group[i] == group[j]) and (not causal or j <= i)
+                and (mask is None or mask[b, 0, i if masked == "pairs" else 0, j])
+            ]  # fmt: skip
+            for h in range(3 if seen else 0):
+                weights = (k[b, h, seen] @ q[b, h, i] / math.sqrt(8)).softmax(0)
+                expected[b, h, i] = weights @ v[b, h, seen]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_class_tokens_are_seen_by_all_and_see_all(first):
+    torch.manual_seed(0)
+    part = SubsampledAttention(8, 2, windows=4, class_tokens=first).double().train()
+    x = torch.randn(1, 11, 8, dtype=torch.float64)
+    weights = part(x, need_weights=True)[1][0]
+    assert (weights[:, :first] > 0).all()
+    assert (weights[:first] > 0).all()
+    assert ((weights[first:, first:] > 0).sum(-1) <= math.ceil((11 - first) / 4)).all()
+    plain = SoftmaxAttention(8, 2).double()
+    plain.load_state_dict(part.state_dict())
+    torch.testing.assert_close(part(x[:, :first])[0], plain(x[:, :first])[0])  # there is no other token
+    part.windows = 1
+    torch.testing.assert_close(part(x)[0], plain(x)[0])
+    out = part.eval()(x, is_causal=True)[0]
+    torch.testing.assert_close(out, plain(x, is_causal=True)[0])
+
+
 def test_weights_are_those_of_the_windows():
     torch.manual_seed(0)
     part = SubsampledAttention(8, 2, windows=4).double().train()
@@ -104,10 +148,35 @@ def test_local_windows_hold_neighbours():
     assert near[-1] < 0.01
 
 
-@pytest.mark.parametrize("mode", ["unlocal", "local"])
-def test_no_token_sees_those_after_it(mode):
+def test_windows_with_a_shift_begin_anywhere():
+    """Without jitter, tokens d apart are in one window of size w with probability 1 - d / w."""
+    draws, n, w = 4000, 12, 4
     torch.manual_seed(0)
-    part = SubsampledAttention(8, 2, mode=mode).double().train()
+    apart = torch.zeros(n)
+    for _ in range(draws):
+        found = random_windows(n, n // w, "local", 0.0, shift=True)
+        assert found[found >= 0].tolist() == list(range(n))
+        group = (found >= 0).nonzero()[:, 0]
+        apart += group == group[5]
+    for d in range(5):
+        p = max(0.0, 1 - d / w)
+        assert abs(apart[5 + d] / draws - p) <= 4 * math.sqrt(p * (1 - p) / draws)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "unlocal"},
+        {"mode": "local"},
+        {"mode": "local", "shift": True},
+        {"mode": "unlocal", "class_tokens": 2},
+        {"mode": "local", "shift": True, "class_tokens": 1},
+    ],
+    ids=str,
+)
+def test_no_token_sees_those_after_it(settings):
+    torch.manual_seed(0)
+    part = SubsampledAttention(8, 2, **settings).double().train()
     x = torch.randn(1, 10, 8, dtype=torch.float64, requires_grad=True)
     reach = torch.zeros(10, 10)
     for draw in range(5):
@@ -182,6 +251,8 @@ def test_score_memory_falls_by_the_number_of_windows():
         ({"mode": "global"}, "mode must be"),
         ({"jitter": -1.0}, "jitter must not be negative"),
         ({"of": "linear"}, "of must be one of"),
+        ({"shift": True}, "mode is 'unlocal'"),
+        ({"class_tokens": -1}, "class_tokens must not be negative"),
     ],
 )
 def test_settings_that_cannot_be(settings, match):

@@ -24,6 +24,7 @@ GRID = 2, 4
 LAYERS: dict[str, dict[str, Any]] = {
     "norm": {"dim": FEATURES},
     "mlp": {"dim": FEATURES, "hidden": 24},
+    "norm+mlp": {"dim": FEATURES, "hidden": 24},
     "mixer": {"dim": FEATURES, "grid": GRID},
     "block": {"channels": 8},
     "linear": {"in_features": FEATURES, "out_features": CLASSES},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from logitkit.models import RevCol, ReversibleColumns, compound_loss
+from logitkit.models import ColumnDecoder, RevCol, ReversibleColumns, SupervisedColumns, compound_loss
 
 DIMS, DEPTHS = (4, 6, 8, 5), (1, 2, 1, 1)
 
@@ -137,6 +137,56 @@ def test_compound_loss_in_plain_floats():
     assert compound_loss(images, scores, image, target).item() == pytest.approx(expected, rel=1e-9)
     with pytest.raises(ValueError, match="got 2 and 2"):
         compound_loss(images, scores[:2], image, target)
+
+
+def test_decoder_of_the_official_code():
+    """Decoder of megvii-research/RevCol with these weights, dim [6, 5, 4, 3]."""
+    decoder, k = ColumnDecoder((3, 4, 5, 6), 3).double(), 0
+    for conv, norm, _, _, block in (decoder.layers[i : i + 5] for i in (0, 5, 10)):
+        for part in (conv, norm, block.conv, block.norm, block.mlp[0], block.mlp[2], block.scale):
+            for p in [part] if isinstance(part, torch.Tensor) else [part.weight, part.bias]:
+                k += 1
+                p.data = 0.5 * (torch.arange(1, p.numel() + 1).double() * 1.7 + k).sin().view(p.shape)
+    for p in decoder.pixels.parameters():
+        k += 1
+        p.data = 0.5 * (torch.arange(1, p.numel() + 1).double() * 1.7 + k).sin().view(p.shape)
+    made = decoder((torch.arange(24).double() * 0.9).cos().view(2, 6, 2, 1))
+    assert made.shape == (2, 3, 64, 32)
+    found = [made.mean(), made.square().mean(), made[1, 2, 40, 17], made[0, 0, 3, 5], made[1, 1, 63, 31]]
+    expected = [-0.0006114505538, 0.1551838123511, -0.5192493467998, 0.7069735606330, 0.2997230063216]
+    torch.testing.assert_close(
+        torch.stack(found), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "at"), [(1, (0,)), (3, (0, 1, 2)), (4, (0, 1, 2, 3)), (8, (1, 3, 5, 7))], ids=str
+)
+def test_supervised_columns_are_those_of_the_official_code(number, at):
+    backbone = RevCol((2, 9, 14), number, (4, 4, 4, 4)).double()
+    model, x = SupervisedColumns(backbone, 3).double(), draw(2, 2, 9, 14)
+    assert model.at == at
+    images, scores = model(x)
+    assert [tuple(i.shape) for i in images] == [(2, 2, 9, 14)] * (len(at) - 1)
+    assert [tuple(s.shape) for s in scores] == [(2, 3)] * len(at)
+    map = backbone.forward_features(x)
+    torch.testing.assert_close(scores[-1], model.classifiers[-1](map.mean((2, 3))))
+
+
+def test_what_supervises_a_column_reaches_it_and_those_before():
+    model, x = SupervisedColumns(RevCol((1, 8, 8), 4, (4, 4, 4, 4)), 3, at=[1, 3]), torch.rand(4, 1, 8, 8)
+    images, scores = model(x)
+    (images[0].sum() + scores[0].sum()).backward()
+    reached = [
+        any(p.grad is not None and p.grad.any() for p in c.parameters()) for c in model.backbone.net.columns
+    ]
+    assert reached == [True, True, False, False]
+
+
+@pytest.mark.parametrize("at", [[], [1, 0], [0, 0], [2], [-1]], ids=str)
+def test_supervised_columns_that_are_not_there(at):
+    with pytest.raises(ValueError, match="at must rise within the 2 columns"):
+        SupervisedColumns(RevCol((1, 8, 8), 2), 3, at)
 
 
 def test_bad_settings():

@@ -10,7 +10,6 @@ from logitkit.attention.dsf import DSF, NormAttention, norm_attention, taylor_at
 from logitkit.attention.entropy_guided import (
     EntropyRegularizer,
     EntropyReport,
-    LinearFeedForward,
     TemperedAttention,
     attention_entropy,
     entropy_report,
@@ -37,7 +36,13 @@ from logitkit.attention.lolcats import (
     lora_finetune,
     window_and_linear,
 )
-from logitkit.attention.power import Piece, PowerAttention, power_attention, to_polynomial
+from logitkit.attention.power import (
+    Piece,
+    PowerAttention,
+    power_attention,
+    range_penalties,
+    to_polynomial,
+)
 from logitkit.attention.qlstm import QLSTM
 from logitkit.attention.rala import RankAugmentedAttention, rank_augmented_attention, rank_report
 from logitkit.attention.selective import SelectiveAttention, SelectiveTemperature
@@ -75,7 +80,6 @@ __all__ = [
     "HopfieldPooling",
     "InlineAttention",
     "LinearAttention",
-    "LinearFeedForward",
     "LolcatsAttention",
     "MultiheadAttention",
     "NormAttention",
@@ -114,6 +118,7 @@ __all__ = [
     "positional_attention",
     "power_attention",
     "random_windows",
+    "range_penalties",
     "rank_augmented_attention",
     "rank_report",
     "record_weights",

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from logitkit.attention.base import MultiheadAttention
+from logitkit.attention.base import MultiheadAttention, identity
 from logitkit.attention.softmax import softmax_attention
-from logitkit.registry import part
+from logitkit.registry import Real, part
 
 Highest = Literal["causal", "logT"]
 
@@ -138,18 +138,6 @@ def record_weights(model: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-class LinearFeedForward(nn.Module):
-    """A feed-forward network without a nonlinearity, times a learned number that starts at 1: a W_2 W_1 x."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return self.scale * self.layers(x)
-
-
 @part(
     "entropy_guided",
     "attention",
@@ -158,23 +146,28 @@ class LinearFeedForward(nn.Module):
     paper="arXiv:2501.03489",
     replaces="softmax",
     tasks=("sequence", "classification"),
+    search_space={"lam": Real(1e-6, 1e-4, log=True)},
 )
 class TemperedAttention(MultiheadAttention):
     """Tempered attention: softmax with a learned temperature for each head and position, the one nonlinearity
     that is left in a model for encrypted inputs.
 
-    Equation: a_i = softmax_j(q_i . k_j / (t_hi sqrt(d))). With `EntropyRegularizer` on the weights that
-    `record_weights` collects, heads stay between looking at one key and at all alike. The paper's model has
-    no LayerNorm and feed-forward networks without activation but with a learned scale: `nn.Identity` as norm
-    and `LinearFeedForward` as mlp of `models.Transformer`.
+    Equation: a_i = softmax_j(q_i . k_j / (t_hi sqrt(d))). With lam above 0, training from a recipe adds lam
+    times `penalty()` to the loss, the `EntropyRegularizer` of this layer with thresholds of its own, and
+    heads stay between looking at one key and at all alike. The paper's lambda is of the mean over layers: lam
+    times their number. In a training loop of one's own, `record_weights` collects what an
+    `EntropyRegularizer` of all layers takes. The paper's model has
+    no LayerNorm, and feed-forward networks without activation but with a learned scale: recipes have
+    layers=nonlinearity_light.
 
     Shapes: query (batch, queries, embed_dim), key and value (batch, keys, embed_dim) -> (batch, queries,
     embed_dim), and the weights (batch, queries, keys) or None.
 
-    Defaults: t = 1 at the start; 1 / t is what is learned. max_len=None has one t for each head.
+    Defaults: t = 1 at the start; 1 / t is what is learned. max_len=None has one t for each head. lam = 0: no
+    penalty; margin = 0.2 as the paper's, and what entropies can reach as the mask says, causal or not.
 
-    Raises: ValueError for sizes that do not fit, more queries than max_len, other dtypes than floats, an
-    empty batch or NaN.
+    Raises: ValueError for sizes that do not fit, more queries than max_len, a negative lam or margin, other
+    dtypes than floats, an empty batch or NaN.
 
     Source: Jha, Reagen, 2025, arXiv:2501.03489, its parameterised attention.
 
@@ -189,6 +182,8 @@ class TemperedAttention(MultiheadAttention):
         bias: bool = True,
         *,
         max_len: int | None = None,
+        lam: float = 0.0,
+        margin: float = 0.2,
         num_kv_heads: int | None = None,
         rope: bool = False,
         qk_norm: bool = False,
@@ -200,6 +195,16 @@ class TemperedAttention(MultiheadAttention):
             raise ValueError(f"max_len must be at least 1, got {max_len}.")
         self.max_len = max_len
         self.inverse_temperature = nn.Parameter(torch.ones(num_heads, max_len or 1))
+        if lam < 0 or margin < 0:
+            raise ValueError(f"lam and margin must not be negative, got {lam} and {margin}.")
+        self.lam = lam
+        self.regularizer = EntropyRegularizer(num_heads, 1, 1.0, margin) if lam else None
+        self._penalty: Tensor | None = None
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """The `EntropyRegularizer` of the weights of the last call in training, once; 0 without one."""
+        found, self._penalty = self._penalty, None
+        return self.inverse_temperature.new_zeros(()) if found is None else found
 
     def project(
         self, query: Tensor, key: Tensor, value: Tensor, start: int = 0
@@ -219,3 +224,9 @@ class TemperedAttention(MultiheadAttention):
         return softmax_attention(
             query, key, value, mask, is_causal=causal is not None, causal_offset=causal or 0, enable_gqa=True
         )
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: int | None) -> Tensor:
+        if self.training and self.regularizer is not None:
+            self.regularizer.hmax = "logT" if causal is None else "causal"
+            self._penalty = self.regularizer([self.attend(q, k, identity(k), mask, causal)])
+        return super()._mix(q, k, v, mask, causal)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -176,7 +177,8 @@ def to_polynomial(
     become polynomials on the intervals that `calibration`, batches of the model's input, leads to: divisors
     and variances from a `margin`-th of the smallest to `margin` times the largest, inputs of activations
     within sqrt(margin) times the half-width around the middle. The rest of the model, and what follows its
-    scores, is left alone. On numbers outside an interval the copy raises ValueError.
+    scores, is left alone. On numbers outside an interval the copy raises ValueError; `range_penalties` trains
+    it to have none.
 
     tolerance: the largest error of an activation; that of inverses and inverse square roots, which is
     relative, is a hundredth of it.
@@ -209,6 +211,35 @@ def to_polynomial(
         put(made)
         pieces.append(Piece(name, watch.what, made.low, made.high, around + made.depth))
     return model, pieces
+
+
+@contextmanager
+def range_penalties(model: nn.Module) -> Iterator[list[Float[Tensor, ""]]]:
+    """Within it, numbers outside the interval of a polynomial in `model` go in as its border, and every call
+    of one adds to the list the mean squared distance that they were moved, part of the graph: 0 inside,
+    quadratic outside. Training on the loss plus a multiple of the sum brings them in, so that the model later
+    works without it.
+
+    Raises: ValueError for a model without polynomials; `to_polynomial` makes one with them.
+    """
+    found: list[Tensor] = []
+
+    def move(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        inside = args[0].clamp(module.low, module.high)
+        found.append((args[0] - inside).square().mean())
+        return (inside,)
+
+    polynomials = [
+        m for m in model.modules() if isinstance(m, Polynomial | PolynomialInverse | PolynomialRsqrt)
+    ]
+    if not polynomials:
+        raise ValueError(f"expected a model with polynomials, got 0 in {type(model).__name__}.")
+    handles = [m.register_forward_pre_hook(move) for m in polynomials]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Watch(nn.Module):

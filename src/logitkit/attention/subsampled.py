@@ -26,12 +26,18 @@ OF: dict[str, Callable[..., Tensor]] = {
 
 
 def random_windows(
-    tokens: int, windows: int, mode: Mode = "unlocal", jitter: float | None = None, device: Any = None
+    tokens: int,
+    windows: int,
+    mode: Mode = "unlocal",
+    jitter: float | None = None,
+    device: Any = None,
+    shift: bool = False,
 ) -> Int[Tensor, "windows size"]:
     """Every token in one of so many windows of equal size, drawn at random; -1 fills the last.
 
     unlocal: a uniform permutation, cut. local: token i goes by i + u, u uniform in [-jitter, jitter], so that
-    a window holds neighbours mostly; jitter is a window's size by default.
+    a window holds neighbours mostly; jitter is a window's size by default. shift: the cuts lie up to
+    size - 1 tokens earlier, with as many -1 in the first window, and there may be one window more.
     """
     size = math.ceil(tokens / windows)
     if mode == "unlocal":
@@ -39,7 +45,8 @@ def random_windows(
     else:
         moved = (2 * torch.rand(tokens, device=device) - 1) * (size if jitter is None else jitter)
         order = (torch.arange(tokens, device=device) + moved).argsort()
-    return F.pad(order, (0, size * windows - tokens), value=-1).view(windows, size)
+    before = int(torch.randint(size, ())) if shift else 0
+    return F.pad(order, (before, -(before + tokens) % size), value=-1).view(-1, size)
 
 
 def within_windows(
@@ -50,30 +57,41 @@ def within_windows(
     value: Float[Tensor, "batch heads tokens out"],
     attn_mask: Bool[Tensor, "*any tokens"] | Float[Tensor, "*any tokens"] | None = None,
     is_causal: bool = False,
+    class_tokens: int = 0,
 ) -> Float[Tensor, "batch heads tokens out"]:
-    """mix(query, key, value, attn_mask=...) within each window, with the masks of the tokens' own order."""
-    at, tokens = windows.clamp(min=0), query.shape[-2]
+    """mix(query, key, value, attn_mask=...) within each window, with the masks of the tokens' own order. The
+    first `class_tokens`, which `windows` leave out, are in every window: seen by all, and seeing all."""
+    tokens = query.shape[-2]
+    everywhere = torch.arange(class_tokens, device=windows.device).expand(len(windows), -1)
+    keys = torch.cat([everywhere, windows], dim=1)
+    at, to = windows.clamp(min=0), keys.clamp(min=0)
     mask: Tensor | None = None
-    if is_causal or windows.numel() > tokens:
-        seen = (windows >= 0)[:, None, :]
+    if is_causal or windows.numel() > tokens - class_tokens:
+        seen = (keys >= 0)[:, None, :]
         if is_causal:
-            seen = seen & (windows[:, None, :] <= windows[:, :, None])
+            seen = seen & (keys[:, None, :] <= windows[:, :, None])
         mask = seen.unsqueeze(1)  # (windows, 1, size or 1, size)
     if attn_mask is not None:
         wide = attn_mask[(None,) * (4 - attn_mask.ndim)].expand(-1, -1, tokens, key.shape[-2])
-        own = wide[:, :, at[:, :, None], at[:, None, :]].transpose(1, 2)
+        own = wide[:, :, at[:, :, None], to[:, None, :]].transpose(1, 2)
         if mask is None:
             mask = own
         else:
             mask = own & mask if own.dtype == torch.bool else own.masked_fill(~mask, -torch.inf)
     parts = [
-        x.index_select(2, at.flatten()).unflatten(2, windows.shape).transpose(1, 2)
-        for x in (query, key, value)
+        x.index_select(2, index.flatten()).unflatten(2, index.shape).transpose(1, 2)
+        for x, index in ((query, at), (key, to), (value, to))
     ]
     mixed = mix(*parts, attn_mask=mask).transpose(1, 2).flatten(2, 3)
     place = torch.empty(tokens + 1, dtype=torch.long, device=query.device)
     place[windows.flatten()] = torch.arange(windows.numel(), device=query.device)  # -1 writes to the last
-    return mixed.index_select(2, place[:-1])
+    mixed = mixed.index_select(2, place[class_tokens:-1])
+    if class_tokens == 0:
+        return mixed
+    if attn_mask is not None and attn_mask.shape[-2] > 1:
+        attn_mask = attn_mask[..., :class_tokens, :]
+    first = mix(query[:, :, :class_tokens], key, value, attn_mask=attn_mask, is_causal=is_causal)
+    return torch.cat([first, mixed], dim=2)
 
 
 @part(
@@ -99,16 +117,17 @@ class SubsampledAttention(MultiheadAttention):
     window, or None. Where windows does not divide n the last one is smaller.
 
     Defaults: 4 windows; mode "unlocal", a uniform permutation. "local" sorts tokens by their position plus
-    uniform noise of up to `jitter`, by default a window's size: windows then hold neighbours mostly. `dense`
+    uniform noise of up to `jitter`, by default a window's size: windows then hold neighbours mostly; with
+    `shift` they begin anywhere. The first `class_tokens`, none by default, are in every window. `dense`
     on the module: None follows training and evaluation, True or False is always, or never, dense; `set_dense`
     sets it in a whole model. The paper ends training with some dense steps. `SelfEnsemble` averages passes.
 
-    Raises: ValueError for sizes that do not fit, an unknown mode or `of`, fewer than 1 window, other dtypes
-    than floats, an empty batch or NaN.
+    Raises: ValueError for sizes that do not fit, an unknown mode or `of`, fewer than 1 window, a shift of
+    windows that are not local, negative class_tokens, other dtypes than floats, an empty batch or NaN.
 
     Source: Hussain, Zaki, Subramanian, KDD 2023, arXiv:2306.01705, SSA and its local variant.
 
-    Not for: a class token, which every window would have to hold; dropout of the weights on top.
+    Not for: dropout of the weights on top.
     """
 
     takes = MultiheadAttention.takes - {"cross"}
@@ -126,6 +145,8 @@ class SubsampledAttention(MultiheadAttention):
         windows: int = 4,
         mode: Mode = "unlocal",
         jitter: float | None = None,
+        shift: bool = False,
+        class_tokens: int = 0,
         of: str = "softmax",
     ) -> None:
         super().__init__(
@@ -139,22 +160,31 @@ class SubsampledAttention(MultiheadAttention):
             raise ValueError(f"jitter must not be negative, got {jitter}.")
         if of not in OF:
             raise ValueError(f"of must be one of {sorted(OF)}, got {of!r}.")
+        if shift and mode != "local":
+            raise ValueError(f"shift moves windows of neighbours, mode='local', and mode is {mode!r}.")
+        if class_tokens < 0:
+            raise ValueError(f"class_tokens must not be negative, got {class_tokens}.")
         self.windows, self.mode, self.jitter, self.of = windows, mode, jitter, of
+        self.shift, self.class_tokens = shift, class_tokens
         self.dense: bool | None = None
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: int | None
     ) -> Tensor:
         mix, tokens = OF[self.of], query.shape[-2]
+        others = tokens - self.class_tokens
         dense = not self.training if self.dense is None else self.dense
-        if dense or key.shape[-2] != tokens or self.windows == 1:
+        if dense or key.shape[-2] != tokens or self.windows == 1 or others < 1:
             return mix(
                 query, key, value, mask, is_causal=causal is not None, enable_gqa=True,
                 causal_offset=causal or 0,
             )  # fmt: skip
         key, value = repeat_heads(key, self.num_heads), repeat_heads(value, self.num_heads)
-        windows = random_windows(tokens, min(self.windows, tokens), self.mode, self.jitter, query.device)
-        return within_windows(mix, windows, query, key, value, mask, causal is not None)
+        windows = random_windows(
+            others, min(self.windows, others), self.mode, self.jitter, query.device, self.shift
+        )
+        windows = torch.where(windows < 0, windows, windows + self.class_tokens)
+        return within_windows(mix, windows, query, key, value, mask, causal is not None, self.class_tokens)
 
 
 def set_dense(model: nn.Module, dense: bool | None) -> nn.Module:

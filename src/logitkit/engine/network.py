@@ -219,21 +219,28 @@ def _chosen_layers(recipe: Recipe) -> dict[str, Callable[..., nn.Module]]:
             continue
         card = card_of(slot, spec)
         assert card is not None
-        place = "attention" if slot == "attention" else card.replaces
-        found[str(place)] = functools.partial(card.build, **spec.kwargs)
+        places = "attention" if slot == "attention" else str(card.replaces)
+        found |= dict.fromkeys(places.split("+"), functools.partial(card.build, **spec.kwargs))
     return found
 
 
 def _check_places(recipe: Recipe, chosen: Mapping[str, Any], model: Any) -> None:
-    """Raise InputError for a layer that the model has no place for."""
+    """Raise InputError for a layer that the model has no place for. A model of the catalogue names its places
+    by arguments that are keywords only, the user's own by any."""
     takes = inspect.signature(model).parameters if callable(model) else {}
     for place in chosen:
-        if place not in takes:
+        if place not in (takes if ":" in recipe.model.name else _keywords(model)):
             slot = "attention" if place == "attention" else "layers"
+            able = [c.name for c in catalog.cards("models") if place in _keywords(c.build)]
             raise InputError(
                 f"{slot}={getattr(recipe, slot)} replaces a model's {place}, and model={recipe.model} has no"
-                f" place for it; model=vit and model=transformer take an attention, a norm and an mlp."
+                f" place for it; a model that has is {' or '.join(able)}."
             )
+
+
+def _keywords(build: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that can be given by keyword only."""
+    return [k for k, p in inspect.signature(build).parameters.items() if p.kind is p.KEYWORD_ONLY]
 
 
 def _check_reads(spec: PartSpec, shape: Shape) -> None:

@@ -41,7 +41,10 @@ class Term(NamedTuple):
 
 
 class Objective(nn.Module):
-    """loss + sum of weight * regulariser, called on a network and a batch.
+    """loss + sum of weight * regulariser + sum of lam * penalty, called on a network and a batch.
+
+    Penalties are those of the network's layers: of every module with a method `penalty()` and a `lam` that is
+    not 0.
 
     A module so that what losses keep (per-example weights, generators) travels in its `state_dict`.
 
@@ -87,6 +90,9 @@ class Objective(nn.Module):
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         assert total is not None
+        for module in network.modules():
+            if hasattr(type(module), "penalty") and (lam := getattr(module, "lam", 0)):
+                total = total + lam * module.penalty()  # type: ignore[operator]
         return total
 
 

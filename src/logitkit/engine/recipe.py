@@ -160,8 +160,8 @@ class Recipe(BaseModel):
     data:         where examples come from (see `logitkit.data.load`).
     model:        backbone, a part of `models` or `module:attribute`.
     attention:    what a transformer's tokens attend by, a part of `attention`.
-    layers:       a part of `layers` in the place of the model's own (the card's `replaces`: "norm", "mlp" or
-                  "mixer"); "standard" leaves them.
+    layers:       a part of `layers` in the place of the model's own (the card's `replaces`: "norm", "mlp",
+                  "mixer", "conv", "linear" or "block"); "standard" leaves them.
     head:         last layer, a part of `heads`.
     softmax:      scores to weights; its log-weights are what the loss sees.
     loss:         objective; "auto" is cross-entropy, mean squared error, or the head's own.

@@ -36,6 +36,7 @@ from logitkit.layers.layer_norm import (
     invariance_table,
     layer_norm,
 )
+from logitkit.layers.nonlinearity_light import NonlinearityLight
 from logitkit.layers.orthogonal_conv import (
     OrthogonalConv2d,
     conv_matrix,
@@ -76,6 +77,7 @@ __all__ = [
     "LayerNormRNN",
     "LayerNormRNNCell",
     "MultiScaleEmbed",
+    "NonlinearityLight",
     "OrthogonalConv2d",
     "RaftBlock",
     "RaftTokenMixer",

@@ -7,6 +7,11 @@
     conv    Part(in_channels, out_channels, kernel_size, stride=1)  as `nn.Conv2d`
     mixer   Part(dim, grid, ...)                                    a grid's tokens, in the place of attention
     block   Part(channels, ...)                                     (batch, channels, h, w) -> same shape
+
+A part for two places names both, `norm+mlp`, and tells them apart by its arguments.
+
+A layer that trains by more than the loss has a number `lam` and a method `penalty()`, a scalar; training from
+a recipe adds lam times it.
 """
 
 from __future__ import annotations

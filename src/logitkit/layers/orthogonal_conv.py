@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from logitkit.layers.base import check_maps, check_whole
-from logitkit.registry import Choice, part
+from logitkit.registry import Choice, Real, part
 
 Kernel = Float[Tensor, "out in *size"]
 _CONV = {1: F.conv1d, 2: F.conv2d}
@@ -109,11 +109,12 @@ def isometry_report(kernel: Kernel, stride: int = 1, sizes: tuple[int, ...] = (1
     paper="arXiv:2108.05623",
     number=225,
     replaces="conv",
-    search_space={"bias": Choice(True, False)},
+    search_space={"bias": Choice(True, False), "lam": Real(1e-3, 1.0, log=True)},
 )
 class OrthogonalConv2d(nn.Conv2d):
-    """A convolution with circular padding that starts orthogonal, and stays near it when its `penalty()` is
-    added to the loss: for deep networks without normalisation, and for known Lipschitz constants.
+    """A convolution with circular padding that starts orthogonal, and stays near it when lam times its
+    `penalty()` is added to the loss, as training from a recipe does: for deep networks without normalisation,
+    and for known Lipschitz constants.
 
     Equation: L = |conv(K, K, padding=P, stride=S) - I|^2 - max(0, M - C S^2), P = floor((k - 1) / S) S, I the
     identity at the centre and 0 elsewhere, M and C the channels out and in. With A the matrix of the
@@ -124,8 +125,10 @@ class OrthogonalConv2d(nn.Conv2d):
     penalty is a scalar. `orthogonality(model)` sums it over a model's layers.
 
     Defaults: as `nn.Conv2d`; the start is a random orthogonal kernel where one exists, and otherwise torch's.
+    lam = 0: nothing keeps it there.
 
-    Raises: ValueError for an even kernel, inputs of another shape or dtype, or an empty batch.
+    Raises: ValueError for an even kernel, a negative lam, inputs of another shape or dtype, or an empty
+    batch.
 
     Source: Achour, Malgouyres, Mamalet, JMLR 2022, arXiv:2108.05623, definition 1 and theorems 1 to 3.
 
@@ -134,13 +137,21 @@ class OrthogonalConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, bias: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        lam: float = 0.0,
     ) -> None:
         check_whole(
             in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride
         )
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}.")
+        if not lam >= 0:
+            raise ValueError(f"lam must not be negative, got {lam}.")
         super().__init__(
             in_channels,
             out_channels,
@@ -150,6 +161,7 @@ class OrthogonalConv2d(nn.Conv2d):
             bias=bias,
             padding_mode="circular",
         )
+        self.lam = lam
         if orthogonal_conv_exists(out_channels, in_channels, kernel_size, stride):
             with torch.no_grad():
                 self.weight.copy_(orthogonal_kernel(out_channels, in_channels, kernel_size, stride))

@@ -22,7 +22,14 @@ from logitkit.models.linear import LinearModel
 from logitkit.models.maxim import MAXIM, SAM, CrossGating, MAXIMEncoder, MultiAxisGMLP, maxim_loss
 from logitkit.models.mlp import MLP
 from logitkit.models.raft_mlp import RaftMLP
-from logitkit.models.revcol import RevCol, ReversibleColumns, compound_loss
+from logitkit.models.ravlt import RAVLT
+from logitkit.models.revcol import (
+    ColumnDecoder,
+    RevCol,
+    ReversibleColumns,
+    SupervisedColumns,
+    compound_loss,
+)
 from logitkit.models.spartan import SpaRTAN
 from logitkit.models.terminator import Terminator
 from logitkit.models.transformer import Transformer
@@ -32,6 +39,7 @@ __all__ = [
     "CNN",
     "MAXIM",
     "MLP",
+    "RAVLT",
     "SAM",
     "Activator",
     "AiTSmall",
@@ -41,6 +49,7 @@ __all__ = [
     "AxialImageLM",
     "Backbone",
     "CSWin",
+    "ColumnDecoder",
     "ConViT",
     "CrossGating",
     "EdgeMoEViT",
@@ -57,6 +66,7 @@ __all__ = [
     "SoftCausalMask",
     "SpaRTAN",
     "Space",
+    "SupervisedColumns",
     "TaskMoE",
     "Terminator",
     "Transformer",

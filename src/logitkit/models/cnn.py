@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from logitkit.models.base import Backbone, check_inputs
 from logitkit.registry import Choice, part
+
+Make = Callable[..., nn.Module]
+
+
+def plain_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
+    """A convolution without bias, which a normalisation follows, that keeps the map's size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
 
 
 @part(
@@ -30,7 +37,8 @@ class CNN(Backbone):
     unitless and at least 0.
 
     Defaults: c = 32, that is 128 features; torch's initialisation of `nn.Conv2d`; groups of 8 channels. All
-    three layers may halve the map; pools=1 keeps it fine, for segmentation.
+    three layers may halve the map; pools=1 keeps it fine, for segmentation. `conv`, called with (in_channels,
+    out_channels, kernel_size), puts other convolutions there.
     Group rather than batch normalisation, so that a row's output does not depend on the rest of its batch.
 
     Raises: ValueError for an `input_shape` that is not (channels, height, width), a width that is not a
@@ -42,7 +50,9 @@ class CNN(Backbone):
     Not for: photographs beyond 64x64 pixels, which deserve a pretrained network and its embeddings.
     """
 
-    def __init__(self, input_shape: Sequence[int], width: int = 32, pools: int = 3) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], width: int = 32, pools: int = 3, *, conv: Make = plain_conv
+    ) -> None:
         super().__init__(input_shape)
         if len(self.input_shape) != 3:
             raise ValueError(
@@ -57,11 +67,7 @@ class CNN(Backbone):
         side = min(height, wide)
         layers: list[nn.Module] = []
         for out in (width, 2 * width, 4 * width):
-            layers += [
-                nn.Conv2d(channels, out, 3, padding=1, bias=False),
-                nn.GroupNorm(out // 8, out),
-                nn.ReLU(),
-            ]
+            layers += [conv(channels, out, 3), nn.GroupNorm(out // 8, out), nn.ReLU()]
             if side > 4 and pools > 0:
                 layers.append(nn.MaxPool2d(2))
                 side, pools = side // 2, pools - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class MLP(Backbone):
 
     Shapes: x (batch, *input_shape) -> features (batch, hidden[-1]), unitless and at least 0.
 
-    Defaults: two hidden layers of 128, no dropout; torch's initialisation of `nn.Linear`.
+    Defaults: two hidden layers of 128, no dropout; torch's initialisation of `nn.Linear`. `linear`, called
+    with (in_features, out_features), puts other layers in the place of W_i h + b_i.
 
     Raises: ValueError for no or non-positive widths, dropout outside [0, 1), an input of another shape or
     dtype, an empty batch or NaN.
@@ -43,7 +44,12 @@ class MLP(Backbone):
     """
 
     def __init__(
-        self, input_shape: Sequence[int], hidden: Sequence[int] = (128, 128), dropout: float = 0.0
+        self,
+        input_shape: Sequence[int],
+        hidden: Sequence[int] = (128, 128),
+        dropout: float = 0.0,
+        *,
+        linear: Callable[..., nn.Module] = nn.Linear,
     ) -> None:
         super().__init__(input_shape)
         if not hidden or not all(isinstance(n, int) and n > 0 for n in hidden):
@@ -53,7 +59,7 @@ class MLP(Backbone):
         widths = [math.prod(self.input_shape), *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            layers += [linear(fan_in, fan_out), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers)

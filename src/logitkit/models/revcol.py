@@ -23,14 +23,15 @@ Column = list[Tensor]
 
 
 class ConvNeXtBlock(nn.Module):
-    """x + g W_2 gelu(W_1 LN(conv(x))) with a depthwise 3x3 convolution and g from 1e-6."""
+    """x + g W_2 gelu(W_1 LN(conv(x))) with a depthwise 3x3 convolution and g from 1e-6; W_1 x has `expand`
+    times as many channels."""
 
-    def __init__(self, channels: int, drop_path: float = 0.0) -> None:
+    def __init__(self, channels: int, drop_path: float = 0.0, expand: int = 4) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.norm = ChannelNorm(channels, eps=1e-6)
         self.mlp = nn.Sequential(
-            nn.Conv2d(channels, 4 * channels, 1), nn.GELU(), nn.Conv2d(4 * channels, channels, 1)
+            nn.Conv2d(channels, expand * channels, 1), nn.GELU(), nn.Conv2d(expand * channels, channels, 1)
         )
         self.scale = nn.Parameter(torch.full((channels, 1, 1), 1e-6))
         self.drop = DropPath(drop_path)
@@ -311,6 +312,7 @@ class RevCol(Backbone):
         while patch < 4 and max(height, width) > 8 * patch:
             patch *= 2
         self.padding = (0, -width % (8 * patch), 0, -height % (8 * patch))
+        self.patch = patch
         self.net = ReversibleColumns(columns, dims, depths, save_memory, drop_path)
         self.stem = nn.Sequential(
             nn.Conv2d(channels, dims[0], patch, stride=patch), ChannelNorm(dims[0], eps=1e-6)
@@ -332,6 +334,82 @@ class RevCol(Backbone):
         return self.norm(map.mean(dim=(2, 3)))
 
 
+class ColumnDecoder(nn.Module):
+    """An image from the highest map of a column: three times a 1x1 convolution to the level below, LN, GELU,
+    twice the size by bilinear interpolation, and a ConvNeXt block; then the pixels of each patch.
+
+    Shapes: (batch, dims[3], h, w) -> logits of pixels (batch, channels, 8 patch h, 8 patch w).
+    Raises: ValueError for other than four dims, sizes below 1, inputs of another shape or dtype.
+    """
+
+    def __init__(self, dims: Sequence[int], channels: int, patch: int = 4) -> None:
+        super().__init__()
+        check_whole(channels=channels, patch=patch)
+        if len(dims) != LEVELS or min(dims) < 1:
+            raise ValueError(f"dims must hold {LEVELS} positive numbers, got {dims}.")
+        self.features = dims[-1]
+        layers: list[nn.Module] = []
+        for above, below in zip(dims[:0:-1], dims[-2::-1], strict=True):
+            layers += [
+                nn.Conv2d(above, below, 1),
+                ChannelNorm(below, eps=1e-6),
+                nn.GELU(),
+                nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+                ConvNeXtBlock(below, expand=1),
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.pixels = nn.Sequential(nn.Conv2d(dims[0], channels * patch**2, 1), nn.PixelShuffle(patch))
+        self.apply(_start)
+
+    def forward(self, x: Float[Tensor, "batch features h w"]) -> Float[Tensor, "batch channels height width"]:
+        return self.pixels(self.layers(check_maps(x, self.features)))
+
+
+class SupervisedColumns(nn.Module):
+    """A `RevCol` with a classifier on each column in `at`, and a decoder on each but the last: called on
+    images, the reconstructions and the scores that `compound_loss` takes.
+
+    at: which columns, rising, by default four at equal distances, or all of fewer, the last among them. Once
+    trained, `backbone` and the last of `classifiers` are the model.
+
+    Raises: ValueError for columns that do not rise or are not there, or fewer than 1 class.
+    """
+
+    def __init__(self, backbone: RevCol, num_classes: int, at: Sequence[int] | None = None) -> None:
+        super().__init__()
+        check_whole(num_classes=num_classes)
+        columns = len(backbone.net.columns)
+        if at is None:
+            number = min(columns, 4)
+            at = [(i + 1) * columns // number - 1 for i in range(number)]
+        if not at or list(at) != sorted(set(at)) or not 0 <= at[0] <= at[-1] < columns:
+            raise ValueError(f"at must rise within the {columns} columns, got {list(at)}.")
+        self.backbone, self.at = backbone, tuple(at)
+        channels, dims = backbone.input_shape[0], backbone.net.dims
+        self.decoders = nn.ModuleList(ColumnDecoder(dims, channels, backbone.patch) for _ in at[1:])
+        self.classifiers = nn.ModuleList(_classifier(dims[3], num_classes) for _ in at)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> tuple[list[Float[Tensor, "batch channels height width"]], list[Float[Tensor, "batch classes"]]]:
+        tops = [column[3] for column in self.backbone.net.several(self.backbone.stem_map(x), self.at)]
+        images = [
+            decoder(top)[..., : x.shape[2], : x.shape[3]]
+            for decoder, top in zip(self.decoders, tops, strict=False)
+        ]
+        scores = [
+            classifier(top.mean(dim=(2, 3))) for classifier, top in zip(self.classifiers, tops, strict=True)
+        ]
+        return images, scores
+
+
+def _classifier(features: int, num_classes: int) -> nn.Sequential:
+    linear = nn.Linear(features, num_classes)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.LayerNorm(features, eps=1e-6), linear)
+
+
 def compound_loss(
     images: Sequence[Float[Tensor, "batch channels h w"]],
     scores: Sequence[Float[Tensor, "batch classes"]],
@@ -343,7 +421,7 @@ def compound_loss(
     """Supervision of n columns: the cross-entropy of the last one's scores, and for the i-th of the others,
     counted from 0, alpha (1 - i / (n - 1)) times the binary cross-entropy of its reconstruction (logits of
     pixels in [0, 1], which are held in [0.01, 0.99]), and beta (i + 1) / n times the cross-entropy of its
-    scores. The defaults are the authors'.
+    scores. The defaults are the authors'. `SupervisedColumns` makes both.
 
     Raises: ValueError for other than one reconstruction less than scores.
     """

@@ -71,6 +71,17 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
+class GridBlock(nn.Module):
+    """A block of maps (batch, dim, h, w) -> same, on the tokens of a grid in reading order."""
+
+    def __init__(self, block: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.block, self.grid = block, grid
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        return self.block(x.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+
+
 @part(
     "vit",
     "models",
@@ -88,14 +99,15 @@ class ViT(Backbone):
     unitless.
 
     Defaults: depth 4, dim 64, 4 heads, no dropout, softmax attention, LayerNorm and a GELU network in every
-    block; `attention`, `norm`, `mlp` and `mixer` put other layers there, see `Layers`.
-    The patch is the smallest power of two that leaves at most
-    16 tokens (2x2 at 8x8 pixels, 8x8 at 32x32, the paper's 16x16 at 64x64); an image it does not divide is
-    padded with zeros. Mean pooling instead of the paper's class token, as its appendix D.3 finds equal.
+    block; `attention`, `norm`, `mlp` and `mixer` put other layers there, see `Layers`. `block`, called with
+    (dim,), takes the place of whole blocks, on maps (batch, dim, height, width) of tokens. The patch is the
+    smallest power of two that leaves at most 16 tokens (2x2 at 8x8 pixels, 8x8 at 32x32, the paper's 16x16 at
+    64x64); an image it does not divide is padded with zeros. Mean pooling instead of the paper's class token,
+    as its appendix D.3 finds equal.
 
     Raises: ValueError for an `input_shape` that is not (channels, height, width), a `dim` that `heads` does
-    not divide, a depth below 1, dropout outside [0, 1), an input of another shape or dtype, an empty batch or
-    NaN.
+    not divide, a depth below 1, dropout outside [0, 1), a `block` beside other layers of blocks, an input of
+    another shape or dtype, an empty batch or NaN.
 
     Source: Dosovitskiy et al., ICLR 2021, arXiv:2010.11929, equations 1-4.
 
@@ -116,6 +128,7 @@ class ViT(Backbone):
         norm: Make = nn.LayerNorm,
         mlp: Make = feed_forward,
         mixer: Make | None = None,
+        block: Make | None = None,
     ) -> None:
         super().__init__(input_shape)
         channels, height, width = check_images(self.input_shape, "vit")
@@ -132,7 +145,13 @@ class ViT(Backbone):
         self.position = nn.Parameter(0.02 * torch.randn(tokens, dim))
         layers = Layers(attention, norm, mlp, mixer)
         place: dict[str, Any] = {"grid": grid, "max_len": tokens, "n_ref": tokens}
-        blocks = (Block(dim, heads, dropout, layers=layers, layer=i, **place) for i in range(depth))
+        blocks: list[nn.Module]
+        if block is None:
+            blocks = [Block(dim, heads, dropout, layers=layers, layer=i, **place) for i in range(depth)]
+        elif layers == Layers(norm=norm):
+            blocks = [GridBlock(fitted_in(block, dim, layer=i, **place), grid) for i in range(depth)]
+        else:
+            raise ValueError("a block leaves no place for an attention, an mlp or a mixer, and got one.")
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm(dim)
         self.out_features = dim

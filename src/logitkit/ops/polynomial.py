@@ -32,10 +32,12 @@ class _OnInterval(nn.Module):
         self.low, self.high = low, high
 
     def check(self, z: Tensor) -> Tensor:
-        """Return `z`. Raises ValueError for a number outside [low, high], where numbers may be looked at."""
+        """Return `z`. Raises ValueError for a number outside [low, high], both rounded to the dtype of `z`,
+        where numbers may be looked at."""
         if values_visible(z):
             least, most = (x.item() for x in z.detach().aminmax())
-            if not self.low <= least <= most <= self.high:
+            low, high = z.new_tensor([self.low, self.high]).tolist()
+            if not low <= least <= most <= high:
                 raise ValueError(
                     f"{type(self).__name__} holds on [{self.low:.4g}, {self.high:.4g}], got numbers from "
                     f"{least:.4g} to {most:.4g}."

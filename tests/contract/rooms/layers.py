@@ -9,7 +9,8 @@ from contract.samples import GRID, LAYERS, Sample
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
     kinds = {
-        "norm": tokens, "mlp": tokens, "mixer": grids, "linear": rows, "conv": maps, "block": blocks,
+        "norm": tokens, "mlp": tokens, "norm+mlp": tokens, "mixer": grids, "linear": rows, "conv": maps,
+        "block": blocks,
     }  # fmt: skip
     return kinds[card.replaces](batch, normal, build)
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from logitkit import data
 from logitkit.attention import (
     EntropyRegularizer,
-    LinearFeedForward,
     TemperedAttention,
     entropy_report,
     record_weights,
@@ -25,6 +24,7 @@ from logitkit.attention import (
 from logitkit.claims.base import Check, Trial, claim, ratio
 from logitkit.claims.fixtures import CODE_LM, source, text_loss
 from logitkit.engine import Batch, Prepared, Recipe, Trainer
+from logitkit.layers import NonlinearityLight
 from logitkit.models import Transformer
 
 HEADS, LAYERS = 4, 2
@@ -64,7 +64,7 @@ class Private(Transformer):
     def __init__(self, input_shape: Sequence[int], vocabulary: int) -> None:
         super().__init__(
             input_shape, vocabulary, depth=LAYERS, dim=64, heads=HEADS, attention=TemperedAttention,
-            norm=lambda _: nn.Identity(), mlp=LinearFeedForward,
+            norm=lambda _: nn.Identity(), mlp=NonlinearityLight,
         )  # fmt: skip
         self.penalty = EntropyRegularizer(HEADS, LAYERS)
 
