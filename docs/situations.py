@@ -79,7 +79,7 @@ SITUATIONS = (
 ATTENTION = (
     Situation(
         "Nothing special: a transformer of some thousand tokens at most",
-        ("attention-language-model", "attention-images"),
+        ("attention-text-128", "attention-images"),
         (("attention", "softmax"), ("attention", "sigmoid"), ("attention", "softplus"),
          ("attention", "selective"), ("attention", "entropy_guided")),
         "Start with softmax. Sigmoid attention is as good; on a CPU it is faster from 2,048 tokens on with"

@@ -171,11 +171,6 @@ REPORTS = {
         {"data": "strings:length=6+noise=0.2", "model": "transformer", "epochs": 20, "seeds": 5,
          "metric": "accuracy", "loss": ["ce", "ce(label_smoothing=0.1)", "comp_sum(tau=1.7)", "ldr", "eisl"]},
     ),
-    "attention-language-model": Report(
-        "A byte-level language model of 64 tokens, 300 steps: which attention?",
-        {"data": "text:stdlib+limit=8000", "model": "transformer", "batch_size": 16, "steps": 300,
-         "seeds": 3, "attention": CAUSAL},
-    ),
     **{
         f"attention-text-{length}": Report(
             f"A byte-level language model of {length:,} tokens, {steps} steps: which attention?",
