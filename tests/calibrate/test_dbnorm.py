@@ -48,30 +48,6 @@ def test_a_hub_is_removed_exactly():
     torch.testing.assert_close(DualIS().fit(queries + offset, items + offset).transform(s + offset), plain)
 
 
-def test_dynamic_with_all_items_active_is_the_static_and_with_none_the_raw_order():
-    s, queries, items = matrices()
-    torch.testing.assert_close(
-        DualDIS(0.7, 2.5, k=12).fit(queries, items).transform(s),
-        DualIS(0.7, 2.5).fit(queries, items).transform(s),
-    )
-    hub = torch.zeros(12, dtype=torch.float64)
-    hub[11] = 100.0  # every bank row retrieves the last item, which no query does
-    s[:, 11] = -100.0
-    found = DualDIS(0.7, 2.5).fit(queries + hub, items + hub).transform(s)
-    assert torch.equal(found.argsort(dim=1), s.argsort(dim=1))
-
-
-def test_dynamic_treats_each_row_and_bank_by_its_first_item():
-    s, queries, items = matrices()
-    queries[:, 4] += 100  # the query bank retrieves item 4 alone, the gallery bank item 5
-    items[:, 5] += 100
-    s[0, 4], s[1, 5], s[2, 6] = 50.0, 50.0, 50.0
-    found = DualDIS(0.7, 2.5).fit(queries, items).transform(s)
-    torch.testing.assert_close(found[0], (inverted_softmax(s, queries, 0.7) + 2.5 * s)[0])
-    torch.testing.assert_close(found[1], (inverted_softmax(s, items, 2.5) + 0.7 * s)[1])
-    torch.testing.assert_close(found[2], 3.2 * s[2])
-
-
 def test_marked_entries_of_a_bank_are_left_out():
     s, queries, items = matrices()
     marked = torch.cat([items, torch.full((1, 12), -torch.inf, dtype=torch.float64)])

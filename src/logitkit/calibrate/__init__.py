@@ -1,7 +1,8 @@
 """Post-hoc probabilities: `fit(logits, y)`, then `transform(logits)` -> probabilities."""
 
 from logitkit.calibrate.correctness_aware import CorrectnessAware, ca_loss, image_views
-from logitkit.calibrate.dbnorm import DualDIS, DualIS, inverted_softmax
+from logitkit.calibrate.dbnorm import DualIS, inverted_softmax
+from logitkit.calibrate.dual_dis import DualDIS
 from logitkit.calibrate.soft_nms import SoftNMS, batched_soft_nms
 from logitkit.calibrate.temperature import TemperatureScaling
 from logitkit.calibrate.utility_probability import (
