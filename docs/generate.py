@@ -9,10 +9,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from logitkit import bench, catalog
 from logitkit.registry import ROOMS, Card
@@ -286,42 +284,38 @@ def attention_page() -> str:
 
 
 def _by_length() -> list[str]:
-    """Quality, time and memory of every causal attention by length, from the comparisons that have one."""
-    studies = {
-        name: Study(json.loads((REPORTS / f"{name}.json").read_text()))
-        for task in ("text", "recall")
+    """Quality of every causal attention by length, from the comparisons that have one, and what a step of a
+    layer costs, from the benchmark."""
+    names = [
+        name
         for name in COMPARISONS
-        if name.startswith(f"attention-{task}-") and (REPORTS / f"{name}.json").is_file()
-    }
-    if not studies:
-        return []
-    lines = ["", "## Causal attention by length", "", *_SITUATIONS.BY_LENGTH]
-    texts = [name for name in studies if "-text-" in name]
-    tables: list[tuple[str, list[str], Callable[[dict, str], float]]] = [
-        ("Quality: bits per byte of text (less is better), share of the values recalled (more is)",
-         list(studies), lambda means, name: means[studies[name].metric]),
-        ("Milliseconds per training step on text", texts,
-         lambda means, name: 1e3 * means["train_seconds"] / COMPARISONS[name].settings["steps"]),
-        ("Peak memory of the process on text, MiB", texts, lambda means, name: means["peak_memory_mb"]),
-        ("Parameters at the shortest length", texts[:1], lambda means, name: means["parameters"]),
-    ]  # fmt: skip
-    for title, names, take in tables:
-        heads = [f"[{' '.join(name.split('-')[1:])}](comparisons.md#{name})" for name in names]
-        lines += ["", f"{title}:", "", "| attention | " + " | ".join(heads) + " |"]
-        lines += ["|---" * (1 + len(names)) + "|"]
-        rows = {name: {arm.name: arm for arm in studies[name].arms} for name in names}
-        for arm in COMPARISONS[names[0]].settings["attention"]:
-            cells = [_in_length(rows[name].get(arm), name, take) for name in names]
-            lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+        if name.startswith(("attention-text-", "attention-recall-")) and (REPORTS / f"{name}.json").is_file()
+    ]
+    studies = [Study(json.loads((REPORTS / f"{name}.json").read_text())) for name in names]
+    found = [{arm.name: arm for arm in study.arms} for study in studies]
+    heads = [f"[{' '.join(name.split('-')[1:])}](comparisons.md#{name})" for name in names]
+    lines = ["", "## Causal attention by length", "", *_SITUATIONS.BY_LENGTH, ""]
+    lines += ["| attention | parameters | " + " | ".join(heads) + " |", "|---" * (2 + len(names)) + "|"]
+    for name in COMPARISONS[names[0]].settings["attention"]:
+        cells = [f"{found[0][name].row['means']['parameters']:,.0f}"]
+        for study, arms in zip(studies, found, strict=True):
+            arm = arms[name]
+            mean = _four(arm.row["means"].get(study.metric))
+            cells.append(f"**{mean}**" if arm.verdict in ("better", "worse") else mean)
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    cases = json.loads((KERNELS / "attention_lengths.json").read_text())["cases"]
+    for title, key in (("Milliseconds", "median_ms"), ("Extra memory in MiB", "extra_mib")):
+        lines += [
+            "",
+            f"{title} of a training step of one layer, 64 features in 4 heads, batch 1, by length",
+            "",
+        ]
+        lines[-2] += " ([performance](performance.md)):"
+        lines += ["| attention | " + " | ".join(case["case"][2:] for case in cases) + " |"]
+        lines += ["|---" * (1 + len(cases)) + "|"]
+        for name in cases[0][key]:
+            lines.append(f"| `{name}` | " + " | ".join(f"{_four(case[key][name])}" for case in cases) + " |")
     return lines
-
-
-def _in_length(arm: Any, name: str, take: Callable[[dict, str], float]) -> str:
-    """A cell: the mean over seeds, bold where the comparison shows a difference from softmax."""
-    if arm is None or arm.row["mean"] is None:
-        return "-"
-    shown = _four(take(arm.row["means"], name))
-    return f"**{shown}**" if arm.verdict in ("better", "worse") else shown
 
 
 def _by_situation(title: str, situations: tuple) -> str:

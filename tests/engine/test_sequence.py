@@ -93,6 +93,10 @@ def test_metrics_against_torch(monkeypatch):
         for row in zip(x.tolist(), y.tolist(), strict=True)
     ]
     assert found["map_exact"] == sum(best) / 10
+    everywhere = metrics.tokens(lambda x: table[x].flatten(0, 1), x, x)
+    assert set(everywhere) == {"bits", "accuracy", "perplexity"}  # a row of running text is no answer
+    with pytest.raises(InputError, match="'exact' is of prompts and answers; data=text:stdlib"):
+        logitkit.compare(data="text:stdlib+limit=100", model="transformer", loss="ce,focal", metric="exact")
 
 
 def test_a_language_model_learns_and_is_saved(tmp_path):

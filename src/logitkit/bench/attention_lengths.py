@@ -18,7 +18,8 @@ Extra memory is beyond weights and their gradients."""
 
 ARMS = {
     "softmax": {}, "sigmoid": {}, "softplus": {}, "power": {}, "selective": {}, "entropy_guided": {},
-    "subsampled": {"windows": 8}, "linear": {}, "dsf": {}, "cosformer": {}, "lolcats": {"window": 64},
+    "hopfield": {}, "subsampled": {"windows": 8}, "linear": {}, "dsf": {}, "qlstm": {}, "cosformer": {},
+    "lolcats": {"window": 64},
 }  # fmt: skip
 LENGTHS = (128, 512, 2048, 8192)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import logitkit
 from logitkit import data
+from logitkit.data.base import IGNORE
 from logitkit.engine.network import locate
 from logitkit.engine.recipe import SLOTS, PartSpec, Recipe, literal, split_outside
 from logitkit.engine.tasks import TASKS, check_metric, task_of
@@ -180,6 +181,10 @@ def make_plan(
     prepared = Prepared.of(data.split(dataset, 0))
     for arm in arms:
         check_fit(arm, prepared)
+    if "exact" in metric and bool((prepared.test[1] != IGNORE).all()):
+        raise InputError(
+            f"metric={metric!r} is of prompts and answers; data={dataset.name} scores every token."
+        )
     return Plan(dataset, tuple(arms), tuple(labels), varied, seeds, tune, metric)
 
 

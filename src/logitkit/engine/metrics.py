@@ -240,9 +240,10 @@ def resize(scores: Tensor, size: tuple[int, ...]) -> Tensor:
 @torch.no_grad()
 def tokens(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
     """Over the tokens of y (batch, tokens) that are not `IGNORE`: mean negative log-likelihood in bits,
-    its exponential as perplexity, and the share of tokens that are the most probable. Over rows: the mean
-    probability of all their tokens, which is how often one drawn at random is right (`exact`), and the
-    share of rows all of whose tokens are the most probable (`map_exact`).
+    its exponential as perplexity, and the share of tokens that are the most probable. Where some are
+    `IGNORE`, so that rows have answers, over rows: the mean probability of all their tokens, which is how
+    often one drawn at random is right (`exact`), and the share of rows all of whose tokens are the most
+    probable (`map_exact`).
 
     The network's scores (batch * tokens, vocabulary) are made for a few sequences at a time.
     """
@@ -260,10 +261,10 @@ def tokens(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[st
         best += int((none.index_add(0, row, (~hit).double()) == 0).sum())
     nats /= max(count, 1)
     perplexity = math.exp(nats) if nats < 700 else math.inf
-    return {
-        "bits": nats / math.log(2), "accuracy": right / max(count, 1), "perplexity": perplexity,
-        "exact": drawn / max(len(y), 1), "map_exact": best / max(len(y), 1),
-    }  # fmt: skip
+    found = {"bits": nats / math.log(2), "accuracy": right / max(count, 1), "perplexity": perplexity}
+    if count < y.numel():
+        found |= {"exact": drawn / max(len(y), 1), "map_exact": best / max(len(y), 1)}
+    return found
 
 
 def whole(probabilities: Tensor, right: Tensor) -> dict[str, float]:
