@@ -149,6 +149,7 @@ BY_LENGTH = (
     "Every attention that a causal model can have, in a transformer of 2 blocks, 32 features and 2 heads,",
     "trained for equally many steps at each length (2,048 tokens a step, one sequence at least), 3 seeds:",
     "bits per byte of text, of which fewer are better, and the share of values recalled, of which more are.",
-    "Bold marks differences from softmax that the comparison shows. Tensor attention is not among them, as its",
-    "time and memory grow with the cube of the length; nor are those on grids of tokens, which are not causal.",
+    "Bold marks differences from softmax that the comparison shows. Tensor attention is not among them, as",
+    "its time and memory grow with the cube of the length; nor are those on grids of tokens, which are not",
+    "causal.",
 )
