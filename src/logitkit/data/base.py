@@ -106,12 +106,11 @@ class Dataset:
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
                  up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored;
                  (N, H, W) int64 classes of pixels, 0 for the background, or float32 depths of them, NaN
-                 where unknown; (N, most, 4) float32 corners of
-                 objects, zeros where there is none; (N,) int64 rows of `documents` for a search. Split into
-                 bags, training and validation rows have (N, classes) float32, the mean of their bag; those of
-                 a crowd have (N, workers) int64 votes, -1 where a worker did not answer; those of one class
-                 are 0, and test rows of others 1; test rows of unlearning have (N, 2, L), y and what is to be
-                 said instead.
+                 where unknown; (N, most, 4) float32 corners of objects, zeros where there is none; (N,) int64
+                 rows of `documents` for a search. Split into bags, training and validation rows have (N,
+                 classes) float32, the mean of their bag; those of a crowd have (N, workers) int64 votes, -1
+                 where a worker did not answer; those of one class are 0, and test rows of others 1; test rows
+                 of unlearning have (N, 2, L), y and what is to be said instead.
     class_names: one name per class; for a sequence task, per token. None for numbers.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
     options:     noise, imbalance and bags that `split` applies.
