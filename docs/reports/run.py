@@ -149,6 +149,11 @@ REPORTS = {
         {"data": "scenes:n=600,size=32+task=segmentation", "model": "cnn(width=16,pools=1)", "epochs": 15,
          "adapt": ["prototype", "repri"], "seeds": 5},
     ),
+    "depth": Report(
+        "The depth of every pixel of scenes: which head, and soft or hard tokens?",
+        {"data": "scenes:n=500,size=32+task=depth", "model": "cnn(width=16,pools=1)", "lr": 3e-3,
+         "epochs": 15, "seeds": 5, "head": ["linear", "soft_token", "soft_token(hard=True)"]},
+    ),
     "boxes": Report(
         "A detector finds each of many crowded objects five times: which suppression?",
         {"data": "detections", "seeds": 5,

@@ -14,7 +14,7 @@ from logitkit.registry import ROOMS, Card, registered
 # and leaves the others out, so that one call builds any part of a room.
 CONTEXT = (
     "in_features", "num_classes", "class_names", "num_concepts", "num_samples", "num_tasks", "input_shape",
-    "vmin", "vmax", "documents",
+    "vmin", "vmax", "documents", "pixels",
     "vocabulary", "embed_dim", "num_heads", "grid", "max_len", "n_ref",
 )  # fmt: skip
 

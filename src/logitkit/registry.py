@@ -16,7 +16,7 @@ from logitkit.errors import InputError, nearest
 T = TypeVar("T")
 Task = Literal[
     "classification", "binary", "regression", "multilabel", "retrieval", "bags", "sequence", "segmentation",
-    "boxes", "crowd", "concepts", "reranking", "search", "unlearning",
+    "depth", "boxes", "crowd", "concepts", "reranking", "search", "unlearning",
 ]  # fmt: skip
 
 ROOMS: Mapping[str, str] = {

@@ -68,6 +68,7 @@ def context(card: Card) -> dict[str, Any]:
         "vmin": -3.0, "vmax": 3.0, "embed_dim": FEATURES, "num_heads": 4, "grid": GRID,
         "max_len": GRID[0] * GRID[1], "n_ref": GRID[0] * GRID[1],
         "documents": torch.linspace(-2, 2, 4 * CLASSES).sin().view(CLASSES, 4),
+        "pixels": 4,
     }  # fmt: skip
     if reads_tokens(card):
         place |= {"input_shape": (TOKENS,), "vocabulary": VOCABULARY}

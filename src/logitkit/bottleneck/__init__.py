@@ -1,7 +1,7 @@
 """Bottlenecks: objectives that limit what codes keep, models whose codes have names, tokens of a codebook."""
 
 from logitkit.bottleneck.cs_ib import CSIB, conditional_cs, cs_qmi, gaussian_gram, median_sigma
-from logitkit.bottleneck.soft_token import SoftToken, SoftTokens, soft_token
+from logitkit.bottleneck.soft_token import SoftToken, SoftTokens
 from logitkit.bottleneck.sparse_cbm import (
     SparseCBM,
     concept_matrix_search,
@@ -9,6 +9,7 @@ from logitkit.bottleneck.sparse_cbm import (
     gumbel_concept_loss,
     hoyer_sparsity,
 )
+from logitkit.ops.codebook import soft_token
 
 __all__ = [
     "CSIB",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from logitkit.ops import check_logits, check_positive
+from logitkit.ops.codebook import soft_weights
 from logitkit.registry import part
 
 
@@ -19,22 +19,6 @@ class SoftTokens(NamedTuple):
     weights: Float[Tensor, "*batch codes"]
 
 
-def soft_token(
-    logits: Float[Tensor, "*batch codes"], codebook: Float[Tensor, "codes dim"], temperature: float = 1.0
-) -> Float[Tensor, "*batch dim"]:
-    """sum_k softmax(logits / temperature)_k codebook_k; see `SoftToken`."""
-    return soft_weights(logits, temperature).to(codebook.dtype) @ codebook
-
-
-def soft_weights(
-    logits: Float[Tensor, "*batch codes"], temperature: float = 1.0
-) -> Float[Tensor, "*batch codes"]:
-    """softmax(logits / temperature), in at least float32 and for any positive temperature."""
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    # With its largest entry at 0, a row divided by a tiny temperature has no infinity but minus infinity.
-    return ((logits - logits.detach().amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
-
-
 @part(
     "soft_token",
     "bottleneck",
@@ -42,7 +26,7 @@ def soft_weights(
     paper="arXiv:2301.02229",
     number=144,
     aliases=("ait", "ait_soft_tokens"),
-    tasks=("segmentation",),
+    tasks=("segmentation", "depth"),
 )
 class SoftToken(nn.Module):
     """The mean of a codebook under predicted probabilities: for outputs made of discrete tokens (depth maps,
@@ -65,7 +49,7 @@ class SoftToken(nn.Module):
     Source: Ning, Li, Zhang, Wang, Geng, Dai, He, Hu, ICCV 2023, arXiv:2301.02229, "Soft token"; the authors'
     `decode_soft`. The tokeniser and the transformer of the paper are `models.MaskedVQVAE` and
     `models.AiTSmall`: they map images to token sequences, not to features for a head, so they are plain
-    classes there.
+    classes there. `heads.SoftTokenHead` makes a last layer of the part.
 
     Not for: codebooks whose mean decodes to nothing sensible, such as words; sampling several outputs.
     """

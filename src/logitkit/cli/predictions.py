@@ -13,8 +13,8 @@ from logitkit.engine.checkpoint import write_atomically
 def write_predictions(model: Predictor, source: str, output: Path) -> int:
     """Write a line per row of `source`: `prediction`, and for classes `p_<class>` each; of several labels the
     five best, for retrieval the embedding, for sequences the tokens, for segmentation the class numbers of
-    the pixels in reading order, for one class how abnormal it is, for boxes scores, for a search the rows of
-    the five best documents. Returns the rows."""
+    the pixels in reading order, for depth their depths, for one class how abnormal it is, for boxes scores,
+    for a search the rows of the five best documents. Returns the rows."""
     import polars as pl
 
     x = model.inputs(source)
@@ -26,6 +26,9 @@ def write_predictions(model: Predictor, source: str, output: Path) -> int:
     elif model.shape.task == "segmentation":
         found = model.classes_of_pixels(x).flatten(1).tolist()
         table = pl.DataFrame({"prediction": [" ".join(map(str, row)) for row in found]})
+    elif model.shape.task == "depth":
+        depths = model.depths(x).flatten(1).tolist()
+        table = pl.DataFrame({"prediction": [" ".join(f"{depth:g}" for depth in row) for row in depths]})
     elif model.shape.task == "oneclass":
         table = pl.DataFrame({"abnormality": model.abnormality(x).numpy()})
     elif model.shape.task == "search":

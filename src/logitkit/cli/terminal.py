@@ -22,6 +22,7 @@ from logitkit.registry import ROOMS
 SHOWN = {
     "classification": ("nll", "ece", "ood_auroc", "noise_accuracy"),
     "regression": ("mae", "r2", "noise_rmse"),
+    "depth": ("abs_rel", "delta1", "noise_rmse"),
     "ordinal": ("rps", "kappa", "accuracy", "noise_mae"),
     "retrieval": ("r@1", "r@10", "hubness", "noise_map"),
     "sequence": ("accuracy", "perplexity", "exact", "map_exact"),

@@ -17,6 +17,7 @@ import numpy as np
 
 from logitkit.comparison.plan import Plan
 from logitkit.comparison.stats import Effect, Verdict, holm, mean_interval, paired_effect, verdict
+from logitkit.data.base import OF_NUMBERS
 from logitkit.engine.checkpoint import write_atomically
 from logitkit.engine.predictor import Predictor, load
 from logitkit.engine.tasks import TASKS
@@ -182,7 +183,7 @@ class Comparison:
                     "rows": len(data),
                     "task": data.task,
                     "kind": data.kind,
-                    "classes": None if data.task in ("regression", "boxes") else data.num_classes,
+                    "classes": None if data.task in (*OF_NUMBERS, "boxes") else data.num_classes,
                     "fingerprint": data.fingerprint,
                 },
                 "metric": plan.metric,

@@ -23,12 +23,17 @@ KEYS = (("x", "y"), ("X", "y"), ("embeddings", "labels"))
 def labelled(x: Any, y: Any, name: str, task: Task | None = None, kind: Kind | None = None) -> Dataset:
     """The data set of inputs `x` and labels `y` (arrays, tensors or lists).
 
-    Whole-number labels are classes, floats regression targets, unless `task` says otherwise.
+    Whole-number labels are classes, floats regression targets, unless `task` says otherwise; those of depth
+    are maps.
     """
     features, kind = read_inputs(x, name, kind)
     values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if len(values) != len(features):
         raise InputError(f"{name} has {len(features)} rows but {len(values)} labels.")
+    if task == "depth":
+        if values.dtype.kind not in "iuf":
+            raise InputError(f"the depths of {name} are {values.dtype} values, where numbers are needed.")
+        return Dataset(name, features, torch.from_numpy(values.astype(np.float32)), task, kind)
     labels, task, names = read_labels(values, f"the label of {name}", task)
     vocabulary = int(features.max()) + 1 if kind == "tokens" else None
     return Dataset(name, features, labels, task, kind, names, vocabulary=vocabulary)

@@ -17,10 +17,16 @@ from logitkit.errors import InputError
 
 Task = Literal[
     "classification", "ordinal", "retrieval", "bags", "oneclass", "crowd", "regression", "multilabel",
-    "sequence", "unlearning", "segmentation", "boxes", "search",
+    "sequence", "unlearning", "segmentation", "depth", "boxes", "search",
 ]  # fmt: skip
 OF_CLASSES = ("classification", "ordinal", "retrieval", "bags", "oneclass")
 """Tasks whose labels are one class per row, before a split."""
+
+OF_NUMBERS = ("regression", "depth")
+"""Tasks whose labels are numbers."""
+
+OF_PIXELS = ("segmentation", "depth")
+"""Tasks whose labels are of the pixels of an image."""
 
 OF_TOKENS = ("sequence", "unlearning")
 """Tasks whose labels are a token at every position."""
@@ -93,19 +99,19 @@ class Dataset:
                  kept from training, "bags" classes of which only the mean over a bag of rows is known,
                  "oneclass" one class of which alone training rows are, "crowd" classes of which only the
                  votes of workers are known, `extras["votes"]`, "segmentation" the class of every pixel,
-                 "boxes" which of the boxes that a detector found to believe, "unlearning" the sequences of
-                 which some are to be forgotten: `extras["instead"]` (N, L) is what these are to be answered
-                 with, and `IGNORE` throughout where a row is to be kept, "search" which document answers a
-                 query.
+                 "depth" a positive number of every pixel, "boxes" which of the boxes that a detector found to
+                 believe, "unlearning" the sequences of which some are to be forgotten: `extras["instead"]`
+                 (N, L) is what these are to be answered with, and `IGNORE` throughout where a row is to be
+                 kept, "search" which document answers a query.
     y:           (N,) int64 classes, (N,) float32 regression targets, (N, most) int64 lists of labels filled
                  up with -1, or (N, L) int64 tokens for a sequence task, `IGNORE` where none is scored;
-                 (N, H, W) int64 classes of pixels, 0 for the background; (N, most, 4) float32 corners of
-                 objects, zeros where there is none; (N,) int64 rows of `documents` for a search. Split into
-                 bags, training and validation rows have (N, classes) float32, the mean of their bag; those of
-                 a crowd have (N, workers) int64 votes, -1 where a worker did not answer; those of one class
-                 are 0, and test rows of others 1; test rows of unlearning have (N, 2, L), y and what is to be
-                 said instead.
-    class_names: one name per class; for a sequence task, per token. None for regression.
+                 (N, H, W) int64 classes of pixels, 0 for the background, or float32 depths of them, NaN
+                 where unknown; (N, most, 4) float32 corners of objects, zeros where there is none; (N,) int64
+                 rows of `documents` for a search. Split into bags, training and validation rows have (N,
+                 classes) float32, the mean of their bag; those of a crowd have (N, workers) int64 votes, -1
+                 where a worker did not answer; those of one class are 0, and test rows of others 1; test rows
+                 of unlearning have (N, 2, L), y and what is to be said instead.
+    class_names: one name per class; for a sequence task, per token. None for numbers.
     extras:      annotations per row (masks, boxes, clean labels, ...), leading dimension N.
     options:     noise, imbalance and bags that `split` applies.
     fixed_split: row indices by "train", "test" and perhaps "val", for a source that carries its own split.
@@ -131,8 +137,8 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         """Number of classes; for a sequence task, of tokens; for a search, of documents. Raises `InputError`
-        for regression and boxes."""
-        if self.task in ("regression", "boxes"):
+        for regression, depth and boxes."""
+        if self.task in (*OF_NUMBERS, "boxes"):
             raise InputError(f"{self.name} is a {self.task} task and has no classes.")
         if self.documents is not None:
             return len(self.documents)

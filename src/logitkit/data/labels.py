@@ -24,6 +24,8 @@ def read_labels(
 
     Raises `InputError`, naming `where`, if a label is missing, or if there is only one class.
     """
+    if task == "depth":
+        raise InputError(f"+task=depth needs the depth of every pixel, and {where} is one value per row.")
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:

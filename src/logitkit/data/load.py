@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from logitkit.data import arrays, folder, hub, tables, text
-from logitkit.data.base import OF_CLASSES, Dataset, Kind, Options, Table, seeded
+from logitkit.data.base import OF_CLASSES, OF_PIXELS, Dataset, Kind, Options, Table, seeded
 from logitkit.data.bundled import BUNDLED, bundled
 from logitkit.data.generators import GENERATORS, generate
 from logitkit.data.preprocess import Preprocessor
@@ -57,7 +57,9 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
                   "oneclass" to learn the most frequent class alone and find rows of the others; "crowd" to
                   learn classes from `extras["votes"]` alone, as those of `ratings`;
                   "segmentation" of images with `extras["segmentation"]`, as those of `scenes`, to find the
-                  pixels of classes that training has not seen from a few labelled images
+                  pixels of classes that training has not seen from a few labelled images; "depth" of images
+                  with `extras["depth"]`, as those of `scenes`, or with y (rows, height, width): the depth of
+                  every pixel, NaN where it is unknown
       size        pixels that the images of a folder or a Hugging Face set are resized to; default 32
       length      bytes per row of text; default 64
 
@@ -80,6 +82,10 @@ def load(source: Any, *, label: str | None = None, kind: Kind | None = None, **o
         dataset = replace(dataset, task="crowd")
     if task == "segmentation":
         dataset = of_pixels(dataset)
+    if task == "depth" and dataset.task != "depth":
+        dataset = replace(dataset, y=dataset.extras["depth"], task="depth", class_names=None, extras={})
+    if dataset.task == "depth":
+        _check_depth(dataset)
     if "bags" in spec.options:
         dataset = replace(dataset, task="bags")
     if "limit" in spec.options and spec.options["limit"] < len(dataset):
@@ -94,6 +100,25 @@ def of_pixels(dataset: Dataset) -> Dataset:
     names = dataset.class_names and ("background", *dataset.class_names)
     y = dataset.extras["segmentation"].long()
     return replace(dataset, y=y, task="segmentation", class_names=names, extras={})
+
+
+def _check_depth(dataset: Dataset) -> None:
+    """Raise `InputError` for what are not images with depths of their pixels."""
+    x, y = dataset.x, dataset.y
+    if dataset.kind != "image" or not isinstance(x, Tensor) or y.shape != (len(x), *x.shape[2:]):
+        shape = tuple(x.shape) if isinstance(x, Tensor) else "a table"
+        raise InputError(
+            f"{dataset.name} has inputs {shape} and labels {tuple(y.shape)}: depth needs images (rows,"
+            " channels, height, width) and labels (rows, height, width)."
+        )
+    known = ~y.isnan()
+    if not (y.isfinite() & (y > 0))[known].all():
+        raise InputError(f"the depths of {dataset.name} must be positive and finite, NaN where unknown.")
+    blind = ~known.flatten(1).any(dim=1)
+    if blind.any():
+        raise InputError(
+            f"{dataset.name} has {int(blind.sum())} images without a known depth: leave them out."
+        )
 
 
 def load_unlabelled(source: Any, like: Preprocessor) -> Tensor | Table:
@@ -235,6 +260,10 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
         raise InputError(f"+bags is for classification, and {dataset.name} asks for {learned}.")
     if task == "segmentation" and "segmentation" not in dataset.extras:
         raise InputError(f"+task=segmentation needs the class of every pixel, and {dataset.name} has none.")
+    if task == "depth" and dataset.task != "depth" and "depth" not in dataset.extras:
+        raise InputError(f"+task=depth needs the depth of every pixel, and {dataset.name} has none.")
+    if task == "depth" and spec.pending != Options():
+        raise InputError("+task=depth has no classes: no wrong labels, no imbalance and no bags.")
     if task in OF_CLASSES and dataset.task not in OF_CLASSES:
         raise InputError(f"+task={task} needs classes, and {dataset.name} is a {dataset.task} task.")
     head = spec.body.partition(":")[0]
@@ -242,7 +271,7 @@ def _check_options(spec: Spec, dataset: Dataset) -> None:
     uses = {
         "size": head == "hf" or is_folder,
         "length": head in ("hf", "text"),
-        "task": spec.options.get("task") in ("ordinal", "retrieval", "oneclass", "crowd", "segmentation")
+        "task": spec.options.get("task") in ("ordinal", "retrieval", "oneclass", "crowd", *OF_PIXELS)
         or (not (_known(spec.body) and head not in ("hf", "openml")) and not is_folder),
     }
     for key, used in uses.items():

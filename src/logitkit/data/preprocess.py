@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitkit.data.base import Column, Dataset, Kind, Table
+from logitkit.data.base import OF_NUMBERS, Column, Dataset, Kind, Table
 from logitkit.errors import InputError, nearest
 
 MAX_LEVELS = 255
@@ -25,7 +25,8 @@ class Preprocessor:
             a 0/1 column "was missing" follows if any training row missed it; a category becomes one 0/1
             column per training value, all 0 for a missing or unseen one, and a missing column likewise.
     tokens, boxes: unchanged.
-    Regression targets are standardised by `transform_target` and put back by `inverse_target`.
+    Regression targets, and depths where known, are standardised by `transform_target` and put back by
+    `inverse_target`.
 
     >>> split = data.split(data.load("digits"), seed=0)
     >>> pre = Preprocessor().fit(split.train)
@@ -55,8 +56,8 @@ class Preprocessor:
             over = (0, 2, 3) if self.kind == "image" else (0,)
             self._standardise(train.x.double(), over)
         self.target_mean, self.target_std = 0.0, 1.0
-        if train.task == "regression":
-            y = train.y.double()
+        if train.task in OF_NUMBERS:
+            y = train.y[~train.y.isnan()].double()
             self.target_mean = float(y.mean())
             self.target_std = float(y.std(correction=0)) or 1.0
         return self
@@ -86,7 +87,7 @@ class Preprocessor:
         return ((x.double() - self._tensors["mean"]) * self._tensors["scale"]).float()
 
     def transform_target(self, y: Tensor) -> Tensor:
-        """Regression targets in units of the training standard deviation, float32."""
+        """Regression targets in units of the training standard deviation, float32; NaN stays."""
         return ((y.double() - self.target_mean) / self.target_std).float()
 
     def inverse_target(self, y: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from logitkit.errors import InputError, nearest
 NOISE_TYPES = ("symmetric", "pair")
 PENDING = ("noise", "noise_type", "imbalance", "bags")
 """Options that `split` applies."""
-TASKS = ("classification", "regression", "ordinal", "retrieval", "oneclass", "crowd", "segmentation")
+TASKS = (
+    "classification", "regression", "ordinal", "retrieval", "oneclass", "crowd", "segmentation", "depth",
+)  # fmt: skip
 
 _OPTIONS = re.compile(r"(?:\+[A-Za-z_]+=[^+]*)+$")
 

@@ -20,15 +20,15 @@ def split(dataset: Dataset, seed: int, test: float = 0.2, val: float = 0.2) -> S
 
     test, val: fractions of all rows, each in [0, 1) and together below 1. Every class keeps its share in each
     part to within one row, and at least one row in each part that is not empty. Regression targets are
-    stratified by decile; crowds, multi-label and sequence tasks are split at random. A source with a fixed
-    split keeps its test rows (and validation rows, if it has them) whatever the seed. For retrieval, `test`
-    is the fraction of classes, at least 2, that training never sees, whatever the source; labels are numbered
-    anew, the classes seen in training first. For one class, training and validation rows are of the most
-    frequent class, labelled 0; test rows are the rest of it and, labelled 1, all others. For segmentation
-    `test` is the fraction of classes that training never sees, at least 1 of those besides the background:
-    images that show one are test rows, and classes are numbered anew, those seen in training first. For
-    unlearning, where there is nothing to generalise to, all rows train and validate, and all are test rows
-    but those that are answered already with what others are to be answered with instead.
+    stratified by decile; crowds, depth, multi-label and sequence tasks are split at random. A source with a
+    fixed split keeps its test rows (and validation rows, if it has them) whatever the seed. For retrieval,
+    `test` is the fraction of classes, at least 2, that training never sees, whatever the source; labels are
+    numbered anew, the classes seen in training first. For one class, training and validation rows are of the
+    most frequent class, labelled 0; test rows are the rest of it and, labelled 1, all others. For
+    segmentation `test` is the fraction of classes that training never sees, at least 1 of those besides the
+    background: images that show one are test rows, and classes are numbered anew, those seen in training
+    first. For unlearning, where there is nothing to generalise to, all rows train and validate, and all are
+    test rows but those that are answered already with what others are to be answered with instead.
 
     The options of the data set are applied here. Imbalance thins the training rows only: class k of K keeps n
     * ratio^(-k/(K-1)) rows, with n the largest count for which every class has enough. Label noise replaces

@@ -26,6 +26,8 @@ LIST = 100
 SEQUENCES = 64
 # Of few-shot segmentation: tasks, labelled images in each, and the share of an image that shows its class.
 EPISODES, SHOTS, LEAST = 100, (1, 5), 0.01
+# The ratio of a depth to the true one that still counts as right, as is usual.
+NEAR = 1.25
 
 
 def classification(probabilities: Tensor, y: Tensor) -> dict[str, float]:
@@ -53,6 +55,19 @@ def regression(predictions: Tensor, y: Tensor) -> dict[str, float]:
         "rmse": error.square().mean().sqrt().item(),
         "mae": error.abs().mean().item(),
         "r2": 1.0 - (error.square().mean() / variance.clamp(min=1e-300)).item(),
+    }
+
+
+def depth(predictions: Tensor, y: Tensor) -> dict[str, float]:
+    """Of maps (images, h, w), over all pixels whose depth y is known (not NaN): root mean squared error in
+    units of y, mean |prediction - y| / y, and the share whose ratio to y lies between 1 / 1.25 and 1.25."""
+    known = ~y.isnan()
+    found, truth = predictions[known].double(), y[known].double()
+    near = (found * NEAR > truth) & (found < truth * NEAR)
+    return {
+        "rmse": (found - truth).square().mean().sqrt().item(),
+        "abs_rel": ((found - truth).abs() / truth).mean().item(),
+        "delta1": near.double().mean().item(),
     }
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from logitkit import catalog
 from logitkit.contrast.anncur import Found
-from logitkit.data.base import OF_TOKENS
+from logitkit.data.base import OF_PIXELS, OF_TOKENS
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS
 from logitkit.errors import InputError, nearest
+from logitkit.ops.grid import windows
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,18 @@ class Network(nn.Module):
         return self.backbone.forward_features(x)  # type: ignore[operator]
 
     def labels(self, y: Tensor) -> Tensor:
-        """(batch, tokens) labels of the rows of each example, with `per_token`; of pixels the nearest."""
+        """(batch, tokens) labels of the rows of each example, with `per_token`: of pixels the nearest's; of
+        depths the mean of the patch's known ones, NaN where none is, or for a head that tells the patch all
+        of them, (batch, tokens, pixels)."""
         if not self.grid:
             return y
+        rows, columns = self.grid
+        if hasattr(self.head, "pixels"):
+            return windows(y[..., None], (y.shape[1] // rows, y.shape[2] // columns))[..., 0]
+        if y.is_floating_point():
+            both = torch.stack([y.nan_to_num(), (~y.isnan()).to(y)], dim=1)
+            total, known = nn.functional.adaptive_avg_pool2d(both, (rows, columns)).unbind(dim=1)
+            return (total / known).flatten(1)
         return nn.functional.interpolate(y[:, None].double(), size=self.grid).long().flatten(1)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -277,18 +287,21 @@ def build_network(recipe: Recipe, shape: Shape, documents: Tensor | None = None)
     _check_reads(recipe.model, shape)
     usual = TASKS[shape.task].network
     for slot, room, able in (
-        ("model", "models", "sequence" if shape.task in OF_TOKENS else usual),
-        ("head", "heads", "search" if shape.task == "search" else usual),
+        ("model", "models", {"sequence"} if shape.task in OF_TOKENS else {usual}),
+        ("head", "heads", {"search"} if shape.task == "search" else {usual, shape.task}),
     ):
         spec = getattr(recipe, slot)
-        if ":" not in spec.name and able not in catalog.get(room, spec.name).tasks:
-            hint = f" Use one of {_names(room, able)}." if shape.task == "search" else ""
+        if ":" not in spec.name and not able & catalog.get(room, spec.name).tasks:
+            hint = f" Use one of {_names(room, 'search')}." if shape.task == "search" else ""
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.{hint}")
     backbone = build_backbone(recipe, shape)
     card = catalog.get("heads", recipe.head.name)
     place = shape.context(int(backbone.out_features))  # type: ignore[arg-type]
     if shape.documents is not None:
         place["documents"] = torch.zeros(shape.documents) if documents is None else documents
+    grid = _grid(recipe, backbone, shape) if shape.task in OF_PIXELS else ()
+    if shape.task == "depth" and "depth" in card.tasks:
+        place["pixels"] = _pixels(recipe, grid, shape)
     head = catalog.create("heads", recipe.head.name, **{**place, **recipe.head.kwargs})
     softmax = catalog.get("softmax", recipe.softmax.name)
     plain = softmax.name == "softmax" and not recipe.softmax.args
@@ -298,8 +311,7 @@ def build_network(recipe: Recipe, shape: Shape, documents: Tensor | None = None)
         )
     known = {**shape.context(), **recipe.softmax.kwargs}
     normalizer = None if plain else catalog.create("softmax", softmax.name, **known)
-    grid = _grid(recipe, backbone, shape) if shape.task == "segmentation" else ()
-    per_token = shape.task in (*OF_TOKENS, "segmentation")
+    per_token = shape.task in (*OF_TOKENS, *OF_PIXELS)
     return Network(backbone, head, normalizer, "target" in card.needs, per_token, grid, finder)
 
 
@@ -350,7 +362,19 @@ def _grid(recipe: Recipe, backbone: nn.Module, shape: Shape) -> tuple[int, ...]:
         features = backbone.forward_features(torch.zeros(1, *shape.input_shape))  # type: ignore[operator]
     if features.ndim != 4:
         raise InputError(
-            f"model={recipe.model} has no map of features over the image, which a segmentation task needs;"
+            f"model={recipe.model} has no map of features over the image, which a {shape.task} task needs;"
             " use model=cnn."
         )
     return tuple(features.shape[2:])
+
+
+def _pixels(recipe: Recipe, grid: tuple[int, ...], shape: Shape) -> int:
+    """How many pixels of the image a position of the feature map stands for. Raises InputError if the map
+    does not divide the image."""
+    (height, width), (rows, columns) = shape.input_shape[1:], grid
+    if height % rows or width % columns:
+        raise InputError(
+            f"head={recipe.head} tells a patch of pixels for each position, and the {rows}x{columns}"
+            f" positions of model={recipe.model} do not divide images of {height}x{width} pixels."
+        )
+    return height * width // (rows * columns)

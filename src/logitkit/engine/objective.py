@@ -67,10 +67,10 @@ class Objective(nn.Module):
         if network.per_token:
             labels = network.labels(batch.y)
             length = labels.shape[1]
-            target = labels.flatten()
+            target = labels.flatten(0, 1)
             ids = (length * batch.ids[:, None] + torch.arange(length, device=ids.device)).flatten()
             if not self._of_sequences:
-                keep = target != IGNORE
+                keep = _scored(target)
                 target, ids = target[keep], ids[keep]
         known: dict[str, Any] = {"ids": ids, "model": network, "inputs": batch.x}
         if self._of_scores:
@@ -94,6 +94,14 @@ class Objective(nn.Module):
             if hasattr(type(module), "penalty") and (lam := getattr(module, "lam", 0)):
                 total = total + lam * module.penalty()  # type: ignore[operator]
         return total
+
+
+def _scored(target: Tensor) -> Tensor:
+    """(rows,) whether the label of a row is known, or one of the numbers (rows, pixels) that it holds."""
+    if not target.is_floating_point():
+        return target != IGNORE
+    known = ~target.isnan()
+    return known if target.ndim == 1 else known.any(dim=1)
 
 
 class _OwnLoss(nn.Module):
@@ -169,6 +177,8 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     if not able_to & card.tasks and not binary:
         if "crowd" in card.tasks:
             raise InputError(f"{slot}={spec} makes labels of votes and is no loss: write votes={spec}.")
+        if "depth" in card.tasks:
+            raise InputError(f"{slot}={spec} makes outputs of codes and is no loss: write head={card.name}.")
         if "search" in card.tasks:
             raise InputError(f"{slot}={spec} finds documents and is no loss: write search={spec}.")
         if "reranking" in card.tasks:

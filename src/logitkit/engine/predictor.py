@@ -22,7 +22,7 @@ from logitkit.engine.checkpoint import load_state, save_state, write_atomically
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network
 from logitkit.engine.recipe import PartSpec, Recipe
-from logitkit.engine.tasks import TASKS, to_prediction
+from logitkit.engine.tasks import TASKS, to_maps, to_prediction
 from logitkit.engine.train import Prepared, threads
 from logitkit.engine.unlearning import unlearned
 from logitkit.errors import InputError
@@ -135,6 +135,11 @@ class Predictor:
         with torch.no_grad():
             return self.preprocessor.inverse_target(to_prediction(self.network, self.scores(x)))
 
+    def depths(self, x: Tensor) -> Tensor:
+        """Predicted depths (images, height, width) of preprocessed images in the units of the target."""
+        with threads(self.recipe.threads):
+            return self.preprocessor.inverse_target(to_maps(self.network, x))
+
     def embeddings(self, x: Tensor) -> Tensor:
         """Pooled features (batch, features) of preprocessed inputs, to be compared by their cosine."""
         with threads(self.recipe.threads):
@@ -199,11 +204,14 @@ class Predictor:
     def predict(self, source: Any) -> Tensor | list[str]:
         """The most probable class's (or best label's) name per row; for regression the predicted value, for
         retrieval the embedding (rows, features; see `similarities`), for sequences the most probable token of
-        each position, for segmentation the class (rows, h, w) of each pixel, for one class how abnormal a row
-        is, for boxes their new scores, for a search the rows (rows, 5) of the best documents."""
+        each position, for segmentation the class (rows, h, w) of each pixel, for depth its depth, for one
+        class how abnormal a row is, for boxes their new scores, for a search the rows (rows, 5) of the best
+        documents."""
         x = self.inputs(source)
         if self.shape.task == "regression":
             return self.values(x)
+        if self.shape.task == "depth":
+            return self.depths(x)
         if self.shape.task == "retrieval":
             return self.embeddings(x)
         if self.shape.task == "search":

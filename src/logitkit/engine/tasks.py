@@ -15,6 +15,7 @@ from logitkit.engine import metrics as M
 from logitkit.engine.inference import forward
 from logitkit.errors import InputError, nearest
 from logitkit.losses import AggregateLoss
+from logitkit.ops.grid import merge_windows
 
 if TYPE_CHECKING:
     from logitkit.engine.predictor import Predictor
@@ -140,6 +141,25 @@ class Regression:
 
     def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
         return M.regression(predictor.values(x), y), {}
+
+
+class Depth(Regression):
+    """A positive number for every pixel, of which some are not known. A position of the feature map is a row,
+    whose number is the mean of its pixels; a head of this task tells each of them."""
+
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "rmse": False, "abs_rel": False, "delta1": True, "noise_rmse": False
+    }  # fmt: skip
+    compared: ClassVar[str] = "head=linear,soft_token,soft_token(hard=True)"
+
+    def validate(self, network: nn.Module, x: Tensor, target: Tensor, prepared: Prepared) -> dict[str, float]:
+        truth = self.truth(target, prepared.preprocessor)
+        found = self.truth(to_maps(network, x), prepared.preprocessor)
+        rmse = M.depth(found, truth)["rmse"]
+        return {"val_score": -rmse, "val_rmse": rmse}
+
+    def judge(self, predictor: Predictor, x: Tensor, y: Tensor, train: Tensor | None) -> Judged:
+        return M.depth(predictor.depths(x), y), {}
 
 
 class MultiLabel(Classification):
@@ -361,6 +381,7 @@ TASKS: dict[str, Task] = {
     "bags": Bags(),
     "crowd": Crowd(),
     "regression": Regression(),
+    "depth": Depth(),
     "multilabel": MultiLabel(),
     "sequence": SequenceTask(),
     "unlearning": Unlearning(),
@@ -398,6 +419,23 @@ def in_bags(target: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def to_prediction(network: nn.Module, scores: Tensor) -> Tensor:
-    """Standardised predictions (batch,) of a regression network from its scores."""
+    """Standardised predictions (batch,) of a regression network from its scores, or (batch, pixels) of a head
+    that tells many."""
     head = network.head
     return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]  # type: ignore[operator]
+
+
+def to_maps(network: nn.Module, x: Tensor) -> Tensor:
+    """Standardised depths (images, h, w) of the pixels of preprocessed images: those that the head tells, or
+    one for each position of the feature map, enlarged bilinearly."""
+    size: tuple[int, int] = (x.shape[2], x.shape[3])
+    rows, columns = network.grid  # type: ignore[misc]
+
+    def some(x: Tensor) -> Tensor:
+        values = to_prediction(network, network(x))
+        if values.ndim == 1:
+            return M.resize(values.view(len(x), 1, rows, columns), size)[:, 0]
+        parts = values.view(len(x), rows * columns, -1, 1)
+        return merge_windows(parts, (size[0] // rows, size[1] // columns), size)[..., 0]
+
+    return forward(some, x)

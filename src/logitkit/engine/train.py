@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from logitkit import catalog
 from logitkit.data import Dataset, Preprocessor, Split
-from logitkit.data.base import OF_TOKENS, answer_length, seeded
+from logitkit.data.base import OF_NUMBERS, OF_TOKENS, answer_length, seeded
 from logitkit.engine.checkpoint import load_state, rng_state, save_state, set_rng_state
 from logitkit.engine.inference import forward
 from logitkit.engine.network import Network, Shape, build_network, locate
@@ -77,9 +77,10 @@ class Prepared:
             return pre.transform(part).to(device), task.targets(part, pre).to(device)
 
         train, test = tensors(dataset), tensors(split.test)
-        regression = dataset.task == "regression"
-        margin = 0.1 * float(train[1].max() - train[1].min()) if regression else 0.0
-        names = None if regression else dataset.class_names
+        numbers = dataset.task in OF_NUMBERS
+        known = train[1][~train[1].isnan()] if numbers else torch.zeros(1)
+        margin = 0.1 * float(known.max() - known.min())
+        names = None if numbers else dataset.class_names
         documents = None
         if dataset.documents is not None:
             rows = torch.arange(len(dataset.documents))
@@ -90,8 +91,8 @@ class Prepared:
             task=dataset.task,
             num_classes=task.outputs(dataset),
             num_samples=dataset.y.numel() if dataset.task in OF_TOKENS else len(dataset),
-            vmin=float(train[1].min()) - margin if regression else -1.0,
-            vmax=float(train[1].max()) + margin if regression else 1.0,
+            vmin=float(known.min()) - margin if numbers else -1.0,
+            vmax=float(known.max()) + margin if numbers else 1.0,
             class_names=names and names[: task.outputs(dataset)],
             vocabulary=pre.vocabulary,
             bag=int((dataset.extras["bag"] == 0).sum()) if dataset.task == "bags" else 1,

@@ -25,6 +25,7 @@ from logitkit.heads.ordinal import (
     ranked_probability_score,
 )
 from logitkit.heads.semantic import SemanticHead, hashed_text, text_targets
+from logitkit.heads.soft_token import SoftTokenHead
 from logitkit.heads.sparse_cbm import SparseCBMHead
 from logitkit.heads.topk_moe import TopKMoEHead
 
@@ -45,6 +46,7 @@ __all__ = [
     "NovelClassClassifier",
     "OrdinalHead",
     "SemanticHead",
+    "SoftTokenHead",
     "SparseCBMHead",
     "TopKMoEHead",
     "autocorrelation",

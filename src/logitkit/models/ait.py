@@ -15,13 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from logitkit.bottleneck import soft_token
 from logitkit.models.base import check_inputs, check_shape
 from logitkit.models.vit import Block
 from logitkit.ops import check_positive, values_visible
+from logitkit.ops.codebook import Codebook, soft_token
 
-# A code used less than this fraction of the mean is replaced by what the encoder says now.
-RARE = 0.03
 CLOSEST = 1e-3
 TINY = 1e-12
 
@@ -85,54 +83,6 @@ def silog_loss(
     count = valid.sum().clamp(min=1)
     variance = d.square().sum() / count - lam * (d.sum() / count).square()
     return variance.clamp(min=TINY).sqrt() * valid.any()
-
-
-class Quantised(NamedTuple):
-    """The codes next to the encoder's outputs, with the gradient of these, and which codes they are."""
-
-    codes: Float[Tensor, "batch tokens dim"]
-    tokens: Int[Tensor, "batch tokens"]
-    commitment: Float[Tensor, ""]
-
-
-class Codebook(nn.Module):
-    """Vectors that follow the encoder's outputs closest to them by an exponential moving average.
-
-    A code that fell out of use becomes a random output of the batch; so does every code in the first
-    training step, which makes the initial values of no account.
-    """
-
-    def __init__(self, codes: int, dim: int, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.vectors: Tensor
-        self.counts: Tensor
-        self.sums: Tensor
-        self.register_buffer("vectors", torch.randn(codes, dim))
-        self.register_buffer("counts", torch.zeros(codes))
-        self.register_buffer("sums", torch.zeros(codes, dim))
-
-    def nearest(self, z: Float[Tensor, "batch tokens dim"]) -> Int[Tensor, "batch tokens"]:
-        with torch.autocast(z.device.type, enabled=False):
-            return (self.vectors.square().sum(dim=1) - 2 * z.to(self.vectors) @ self.vectors.T).argmin(dim=-1)
-
-    def forward(self, z: Float[Tensor, "batch tokens dim"]) -> Quantised:
-        if self.training:
-            self._follow(z.detach().flatten(0, 1))
-        tokens = self.nearest(z)
-        codes = self.vectors[tokens]
-        return Quantised(z + (codes - z).detach(), tokens, (codes - z).square().mean())
-
-    def _follow(self, z: Float[Tensor, "rows dim"]) -> None:
-        used = F.one_hot(self.nearest(z[None])[0], len(self.vectors)).to(self.counts)
-        self.counts.lerp_(used.sum(dim=0), 1 - self.decay)
-        self.sums.lerp_(used.T @ z.to(self.sums), 1 - self.decay)
-        mean = self.counts.mean()
-        rare = self.counts < RARE * mean
-        fresh = z[torch.randint(len(z), (len(rare),), device=z.device)].to(self.sums)
-        self.sums.copy_(torch.where(rare[:, None], mean * fresh, self.sums))
-        self.counts.copy_(torch.where(rare, mean, self.counts))
-        self.vectors.copy_(self.sums / self.counts[:, None])
 
 
 class Residual(nn.Module):

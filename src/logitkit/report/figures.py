@@ -206,6 +206,7 @@ def validation_score(study: Study) -> tuple[str, str]:
     """The curve's column that validation is read from, and its name."""
     return {
         "regression": ("val_rmse", "validation RMSE"),
+        "depth": ("val_rmse", "validation RMSE"),
         "ordinal": ("val_mae", "validation MAE"),
         "sequence": ("val_bits", "validation bits per token"),
         "unlearning": ("val_bits", "validation bits per token"),

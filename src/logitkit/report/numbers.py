@@ -20,6 +20,8 @@ QUANTITIES: dict[str, tuple[str, str, float, float]] = {
     "mae": ("mean absolute error", "", 0.0, math.inf),
     "r2": ("R²", "", -math.inf, 1.0),
     "noise_rmse": ("RMSE under noise", "", 0.0, math.inf),
+    "abs_rel": ("mean relative error", "", 0.0, math.inf),
+    "delta1": ("pixels within a factor of 1.25", "", 0.0, 1.0),
     "bits": ("bits per token", "", 0.0, math.inf),
     "perplexity": ("perplexity", "", 1.0, math.inf),
     "exact": ("whole answers right, drawn", "", 0.0, 1.0),
@@ -74,7 +76,7 @@ SHORT = {
     "miou@5": "mIoU@5", "miou": "mIoU", "known": "known", "retained": "retained",
     "template": "template", "exact": "exact, drawn", "map_exact": "exact, best", "ap": "AP",
     "ap50": "AP50", "ap75": "AP75", "mrr@10": "MRR@10", "r@5": "R@5", "r@100": "R@100",
-    "noise_mrr@10": "noise MRR@10",
+    "noise_mrr@10": "noise MRR@10", "abs_rel": "rel. error", "delta1": "within 1.25",
 }  # fmt: skip
 MEANING = {
     "balanced_accuracy": "mean recall over classes",
@@ -118,6 +120,8 @@ MEANING = {
     "psp@5": "P@5 in which rare labels count more, over the most that can be reached",
     "noise_p@1": "with noise of half a standard deviation on the inputs",
     "noise_rmse": "with noise of half a standard deviation on the inputs",
+    "abs_rel": "mean absolute error of a pixel as a share of its depth",
+    "delta1": "share of pixels whose depth is right up to a factor of 1.25",
     "mae": "mean absolute error",
     "train_seconds": "wall-clock training time of a run",
     "peak_memory_mb": "peak memory of the process",
