@@ -108,7 +108,8 @@ class DualDIS(DualIS):
 
     k: how many items of each bank row count as likely hubs; 1 is the paper's. In the authors' code the factor
     of the other rows is s itself, which has no meaning once it is negative; each row's order is that of s
-    either way if neither bank acts on it.
+    either way if neither bank acts on it. Their function also writes its result into the matrix it was
+    given, which the second bank then takes for similarities; here the banks do not see each other.
 
     Source: arXiv:2310.11612, the dual dynamic inverted softmax; Bogolin et al., CVPR 2022, arXiv:2112.12777
     for one bank.
