@@ -76,6 +76,41 @@ def test_features_are_the_views_probabilities_of_the_top_classes():
     assert view_features(logits, views, topk=9).shape == (7, 15)
 
 
+def test_temperature_loss_and_gradients_of_the_official_code():
+    """Temperature_adaptive of src/cal_metrics/temperature_scaling_CA.py in
+    github.com/liuyvchi/Correctness-aware-calibration on what src/run_cal.py gives it, three other views at
+    the four likeliest classes: temperatures, and the loss of its first step with its gradients."""
+    z = torch.arange(40).double().mul(1.3).sin().mul(4).view(8, 5)
+    views = torch.arange(120).double().mul(0.37).cos().mul(3).view(3, 8, 5)
+    y = torch.tensor([1, 3, 1, 4, 1, 0, 3, 0])
+    values = {
+        "hidden_weight": torch.arange(60).double().mul(0.9).sin().view(5, 12),
+        "hidden_bias": torch.linspace(-0.2, 0.6, 5).double(),
+        "weight": torch.linspace(-0.8, 1.2, 5).double(),
+        "bias": torch.ones((), dtype=torch.float64),
+    }
+    part = CorrectnessAware()
+    for name, value in values.items():
+        setattr(part, name, value.requires_grad_())
+    t = part.temperature(z, views)
+    expected = [2.108698368, 2.548094244, 2.406955757, 1.694086439, 2.124798662, 2.475803390, 2.620162653,
+                2.067007296]  # fmt: skip
+    torch.testing.assert_close(t, torch.tensor(expected).double(), rtol=1e-6, atol=0)
+    loss = ca_loss(part.transform(z, views).amax(1), z.argmax(1) == y)
+    assert loss.item() == pytest.approx(0.2686361677750059, rel=1e-6)
+    loss.backward()
+    assert values["hidden_bias"].grad.tolist() == pytest.approx(
+        [0.011801323703, 0.012539947072, -0.000454684817, 0.011742914992, -0.030029077446], rel=1e-5
+    )
+    assert values["weight"].grad.tolist() == pytest.approx(
+        [-0.014241046119, -0.043234352573, -0.009650534776, -0.000465332281, -0.040961719085], rel=1e-5
+    )
+    assert values["bias"].grad.item() == pytest.approx(-0.025024230210, rel=1e-5)
+    assert values["hidden_weight"].grad.sum(1).tolist() == pytest.approx(
+        [0.030168562535, 0.030806590300, -0.001497345277, 0.026037131339, -0.078591280178], rel=1e-5
+    )
+
+
 def test_predictions_stay_and_wrong_ones_lose_confidence():
     logits, y, views = sample()
     part = CorrectnessAware().fit(logits, y, views=views)

@@ -40,6 +40,31 @@ def test_the_next_box_is_chosen_by_current_scores():
     assert values.tolist() == pytest.approx([0.9, third, second])
 
 
+@pytest.mark.parametrize(
+    ("method", "order", "expected"),
+    [
+        (
+            "gaussian", [0, 2, 4, 6, 7, 5, 3, 1],
+            [0.88658839, 0.86700559, 0.79693967, 0.78428543, 0.13932668, 0.12549672, 0.07776191, 0.06940635],
+        ),
+        (
+            "linear", [0, 2, 4, 6, 7, 5, 3, 1],
+            [0.88658839, 0.86746717, 0.84615034, 0.82278544, 0.13460287, 0.12425501, 0.07025464, 0.04960437],
+        ),
+        ("hard", [0, 2, 4, 6], [0.88658839, 0.86746717, 0.84615034, 0.82278544]),
+    ],
+)  # fmt: skip
+def test_scores_of_the_official_code(method, order, expected):
+    """cpu_soft_nms of lib/nms/cpu_nms.pyx in github.com/bharatsingh430/soft-nms, float32, at its defaults. It
+    counts pixels: its boxes are ours with the far corner one further."""
+    k = torch.arange(8).double()
+    x, y = 10 + 8 * (1.3 * k).sin(), 9 + 7 * (0.9 * k).cos()
+    boxes = torch.stack([x, y, x + 12 + 4 * (2.1 * k).sin() + 1, y + 11 + 3 * (1.7 * k).cos() + 1], dim=1)
+    kept, values = SoftNMS(method)(boxes, 0.55 + 0.4 * (3.1 * k + 1).sin())
+    assert kept.tolist() == order
+    assert values.tolist() == pytest.approx(expected, rel=2e-6)
+
+
 def test_limits_and_hard_suppression():
     boxes, scores = scene()
     torch.testing.assert_close(SoftNMS(sigma=1e12).transform(boxes, scores), scores)

@@ -61,6 +61,30 @@ def test_anchors_reproduce_themselves_and_all_items_are_exact():
     torch.testing.assert_close(whole.scores, scores.sort(dim=1, descending=True).values)
 
 
+def test_scores_of_the_official_code():
+    """CURApprox of eval/matrix_approx_zeshel.py in github.com/iesl/anncur, approx_preference "rows", rows 0-7
+    and columns 1, 4, 6, 7 of this matrix as anchors: rows 8-11, and the best three items of each."""
+    matrix = torch.arange(108).double().mul(1.9).sin().mul(2).view(12, 9) + torch.arange(9).double().cos()
+    anchors = ANNCUR(4).fit(matrix).anchor_items
+    place = torch.ones(9, dtype=torch.bool).index_fill(0, anchors, False)
+    columns = torch.empty(9, dtype=torch.long)  # so that the anchors drawn are these four
+    columns[anchors], columns[place] = torch.tensor([1, 4, 6, 7]), torch.tensor([0, 2, 3, 5, 8])
+    part = ANNCUR(4).fit(matrix[:8, columns])
+    found = part.approx_scores(matrix[8:, [1, 4, 6, 7]])[:, columns.argsort()]
+    expected = [
+        [-0.980230658, 1.445938004, 0.978518676, -2.797389814, -0.879683742, 2.237212328, -0.076914351,
+         -0.529090602, 1.721141014],
+        [1.076061705, -1.375518653, 0.746521315, 0.174071496, -2.568971260, 0.358009079, 2.827426776,
+         -0.527773722, -1.184051581],
+        [2.953181736, 0.315967298, -2.224278237, 0.403442546, 0.253521757, -1.696327061, 1.333224641,
+         2.492682340, -1.642813310],
+        [0.229351435, 2.535900863, -0.935810658, -2.649587270, 0.939079552, 0.913435390, -1.039751099,
+         1.417236487, 1.425523278],
+    ]  # fmt: skip
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-8)
+    assert found.topk(3).indices.tolist() == [[5, 8, 1], [6, 0, 2], [0, 7, 6], [1, 8, 7]]
+
+
 def test_an_index_may_retrieve():
     known, scores = torch.randn(60, 80), torch.randn(10, 80)
     part = ANNCUR(12).fit(known)

@@ -25,6 +25,20 @@ def test_loop_over_plain_floats():
     torch.testing.assert_close(DecoupledSoftmax()(scores, target), torch.tensor(sum(expected) / 2))
 
 
+def test_value_and_gradient_of_the_official_code():
+    """SimLoss("decoupled-softmax") of losses.py in github.com/nilesh2797/DEXML on these scores."""
+    scores = torch.arange(21).double().mul(1.1).sin().mul(3).view(3, 7).requires_grad_()
+    loss = DecoupledSoftmax()(scores, torch.tensor([[0, 2, 5], [3, 1, -1], [6, -1, -1]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(3.6265207844387377)
+    expected = [
+        [-0.105175426, 0.231760265, -0.067826558, 0.009962662, 0.000920604, -0.110360983, 0.040719436],
+        [0.135028139, -0.147730967, 0.001765389, -0.166482916, 0.001807665, 0.041148976, 0.134463715],
+        [0.027517516, 0.001310111, 0.000643350, 0.007088478, 0.127292666, 0.158688040, -0.322540161],
+    ]
+    torch.testing.assert_close(scores.grad, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
 def test_equals_the_form_without_a_matrix_of_scores():
     g = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(12, 6, generator=g), torch.randn(20, 6, generator=g)

@@ -35,6 +35,33 @@ def test_loop_over_plain_floats(k, alpha):
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("k", "alpha", "value", "gradient"),
+    [
+        (
+            "positives", 1.0, 2.544022021125688,
+            [[-0.027460201, 0.020345417, 0.008567099, 0.037228360, 0.005730660, -0.093196656, 0.048785322],
+             [0.066519097, -0.045690685, 0.006188793, -0.164670183, 0.006330300, 0.064729464, 0.066593215],
+             [0.048121288, 0.002880997, 0.001423537, 0.014785888, 0.111635797, 0.116744265, -0.295591772]],
+        ),
+        (
+            3, 2.0, 2.8751625956423457,
+            [[-0.034499524, 0.010350923, 0.011436628, 0.071592323, 0.000772556, -0.217828543, 0.158175637],
+             [0.047608422, 0.043806198, 0.001871901, -0.333229528, 0.001962169, 0.190024983, 0.047955855],
+             [0.203308553, 0.004240854, 0.001029871, 0.097119141, 0.020118216, 0.013153631, -0.338970266]],
+        ),
+    ],
+)  # fmt: skip
+def test_values_and_gradients_of_the_official_code(k, alpha, value, gradient):
+    """SimLoss("topk") of losses.py in github.com/nilesh2797/DEXML with its dist_log_topk, topk_K = num_pos
+    and 3."""
+    scores = torch.arange(21).double().mul(1.1).sin().mul(3).view(3, 7).requires_grad_()
+    loss = SoftTopK(k, alpha)(scores, torch.tensor([[0, 2, 5], [3, 1, -1], [6, -1, -1]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(value)
+    torch.testing.assert_close(scores.grad, torch.tensor(gradient, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
 def test_a_large_alpha_asks_for_the_k_best():
     scores = torch.tensor([[5.0, 4.0, 1.0, 0.0]])
     loss = SoftTopK(k=2, alpha=1e3)

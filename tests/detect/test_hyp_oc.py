@@ -51,6 +51,50 @@ def test_loss_is_cross_entropy_against_noise_around_a_running_mean():
     torch.testing.assert_close(part.mean, mean)  # evaluation leaves no trace
 
 
+def test_values_and_gradients_of_the_official_code():
+    """ToPoincare (clip_r=1.5, a learned origin, riemannian=False) and HyperbolicMLR of hyptorch/nn.py, and
+    TPC_loss_hyp of loss.py in github.com/Kartik-3004/hyp-oc at c = 0.1. It adds 1e-5 to denominators, and has
+    arctan where the distance has artanh."""
+    h = torch.arange(24).double().mul(1.1).sin().mul(1.2).view(6, 4).requires_grad_()
+    part = HypOC(in_features=4, hidden=(4,), clip=1.5).double()
+    part.layers = torch.nn.Identity()
+    part.origin.data = torch.tensor([0.3, -0.2, 0.1, 0.4], dtype=torch.float64)
+    part.normals.data = torch.arange(8).double().mul(0.8).cos().view(2, 4)
+    part.points.data = torch.arange(8).double().mul(1.6).sin().mul(0.4).view(2, 4)
+    x = part.embed(h)
+    points = [
+        [0.355098442, 0.790769529, 1.050507823, 0.291594460],
+        [-0.442709577, -0.825371174, 0.378208476, 1.297086685],
+        [0.968425958, -0.716381373, -0.928249896, 0.003978550],
+    ]
+    torch.testing.assert_close(x[:3], torch.tensor(points, dtype=torch.float64), rtol=0, atol=3e-5)
+    logits = part.logits(x)
+    scores = [
+        [-0.090510372, 0.887232047], [-11.813723887, 12.089143093],
+        [-1.337955810, 1.134303771], [5.072404908, -4.660081783],
+        [-10.679976969, 11.110223815], [-8.214748930, 8.152132212],
+    ]  # fmt: skip
+    torch.testing.assert_close(logits, torch.tensor(scores, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    loss = F.cross_entropy(logits, torch.tensor([0, 0, 0, 1, 1, 1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(6.247622145186868, rel=1e-4)
+    slopes = [
+        [-1.056886798, -0.633379375, 0.346269389, 1.009382118],
+        [-0.007399263, -0.068326918, -0.129303945, -0.015131137],
+        [-0.952452312, -1.324252492, -0.412006589, 1.024784555],
+        [0.403519627, -0.269942855, -0.500299851, -0.251652471],
+    ]
+    torch.testing.assert_close(h.grad[:4], torch.tensor(slopes, dtype=torch.float64), rtol=1e-3, atol=1e-3)
+    origin = [-2.350246454, -2.686595704, 0.117835352, 3.033277577]
+    assert part.origin.grad.tolist() == pytest.approx(origin, abs=1e-3)
+    apart = dist(x[:3], x[3:], 0.1)
+    distances = [2.511605312, 1.729039200, 2.645088803]
+    assert apart.tolist() == pytest.approx(distances, rel=1e-4)
+    assert pairwise_confusion(x, 0.1).item() == pytest.approx(sum(distances) / 6, rel=1e-4)
+    inside = (0.1**0.5 * apart / 2).tanh()
+    assert (2 / 0.1**0.5 * inside.atan()).sum().item() / 6 == pytest.approx(1.0522051726016526, rel=1e-4)
+
+
 def test_the_backbone_gets_a_gradient():
     x = ordinary(6).requires_grad_()
     HypOC(in_features=8).loss(x).backward()

@@ -42,6 +42,37 @@ def test_shared_variance_is_the_log_density():
     np.testing.assert_allclose(head(x).log_softmax(1), expected, atol=1e-10)
 
 
+def test_values_of_the_official_code():
+    """GaussianNB of models/gaussnb.py in github.com/ML-GSAI/Revisiting-Dis-vs-Gen-Classifiers, without its
+    1e-9 on variances: statistics of two fits in turn, and log-probabilities with its unsmoothed prior."""
+    y = torch.tensor([0, 1, 2, 1, 2, 2, 1, 2, 0, 1] * 2)
+    x = torch.arange(60).double().mul(1.7).sin().view(20, 3)
+    x = x + y[:, None] * torch.tensor([0.6, -0.6, 0.3], dtype=torch.float64)
+    head = NaiveBayesHead(3, 3, eps=1e-30, smoothing=1e-12).fit(x[:11], y[:11]).partial_fit(x[11:], y[11:])
+    assert head.count.tolist() == [4, 8, 8]
+    means = [
+        [0.017862272262, -0.008705318929, -0.015619007432],
+        [0.514650006968, -0.604723111889, 0.386567086958],
+        [1.130667485496, -1.208234172488, 0.671454370084],
+    ]
+    torch.testing.assert_close(head.mean, torch.tensor(means, dtype=torch.float64), rtol=0, atol=1e-10)
+    variances = [
+        [0.214628251034, 0.714924520685, 0.369084925606],
+        [0.361226072530, 0.694687977822, 0.247504341210],
+        [0.709932339608, 0.263097298939, 0.738098041304],
+    ]
+    found = head.scatter / head.count[:, None]
+    torch.testing.assert_close(found, torch.tensor(variances, dtype=torch.float64), rtol=0, atol=1e-10)
+    test = torch.arange(12).double().mul(0.9).cos().view(4, 3)
+    expected = [
+        [-0.792261327176, -0.732133000686, -2.713593083575],
+        [-0.621717634680, -0.833996445674, -3.551951271219],
+        [-0.719866565700, -0.755284083114, -3.139471506049],
+        [-0.701830464922, -0.784631581906, -3.035823883410],
+    ]
+    np.testing.assert_allclose(head(test).log_softmax(1), expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_ten_chunks_are_one_fit_also_far_from_zero(shared):
     x, y = sample()

@@ -46,6 +46,37 @@ def test_loss_is_a_binary_cross_entropy_for_every_cut():
     torch.testing.assert_close(found, binary)
 
 
+def test_probabilities_loss_and_gradients_of_the_official_code():
+    """CoralOrdinal, ordinal_softmax and OrdinalCrossEntropy of coral_ordinal in github.com/ck37/coral-ordinal
+    (float32, TensorFlow 2.21) with these weights and cuts."""
+    x = torch.arange(15).double().mul(0.8).sin().view(5, 3).requires_grad_()
+    cuts = torch.tensor([1.5, 0.3, -0.9], dtype=torch.float64)
+    head = OrdinalHead(3, 4).double()
+    head.weight.data = torch.tensor([1.2, -0.7, 0.4], dtype=torch.float64)
+    head.first.data = cuts[:1]
+    head.gaps.data = (-cuts.diff()).expm1().log()
+    log_p = head(x)
+    probabilities = [
+        [0.198184490, 0.252555847, 0.280774117, 0.268485546],
+        [0.114184141, 0.185522199, 0.287227273, 0.413066387],
+        [0.311501503, 0.288840771, 0.232637063, 0.167020664],
+        [0.119853616, 0.191495955, 0.288822563, 0.399827868],
+        [0.185636640, 0.245156646, 0.284530878, 0.284675837],
+    ]
+    torch.testing.assert_close(log_p.exp(), torch.tensor(probabilities).double(), rtol=0, atol=1e-6)
+    y = torch.tensor([0, 3, 1, 2, 3])
+    each = [2.7280592918, 1.3616485596, 1.0662441254, 1.0112271309, 2.0252645016]
+    assert head.loss(log_p, y, "none").tolist() == pytest.approx(each, rel=1e-6)
+    loss = head.loss(log_p, y)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.63848876953125, rel=1e-6)
+    assert x.grad[0].tolist() == pytest.approx([0.38869467, -0.22673854, 0.12956488], abs=1e-6)
+    assert x.grad[4].tolist() == pytest.approx([-0.31962103, 0.18644558, -0.10654034], abs=1e-6)
+    assert head.weight.grad.tolist() == pytest.approx([-0.14459182, 0.42611191, 0.73834181], abs=1e-6)
+    # the gaps count from the first cut, so that its gradient is the sum of those of their three
+    assert head.first.grad.item() == pytest.approx(0.014127899 - 0.018586323 - 0.093384705, abs=1e-6)
+
+
 def test_two_classes_are_logistic_regression():
     torch.manual_seed(0)
     head, x, y = OrdinalHead(3, 2), torch.randn(6, 3), torch.tensor([0, 1, 1, 0, 1, 0])

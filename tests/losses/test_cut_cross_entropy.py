@@ -38,6 +38,42 @@ def test_every_option_equals_torch_without_the_filter():
             torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("softcap", "value", "each", "of_features", "of_weight", "of_bias"),
+    [
+        (
+            None, 3.109377384185791, [0.3204139, 1.3965098, 0.0, 10.4242296, 0.2963558],
+            [-0.0039789, -0.0036514, 0.0027376, -0.0073435, -0.0173683, 0.0014394, 0.0, 0.0, 0.0,
+             0.7589082, 0.5383205, -0.5759146, 0.0037556, 0.0010769, -0.0033895],
+            [0.5011834, 0.2392001, -0.6799326, -0.0345952, -0.2425272, 0.2166715],
+            [-0.1190863, 0.0685604, -0.1859010, 0.3666314, -0.0678648, -0.0623397],
+        ),
+        (
+            3.0, 2.097515344619751, [0.6679253, 0.8664062, 0.0, 6.1649294, 0.6908001],
+            [-0.0096199, 0.0040739, 0.0110048, -0.0538951, -0.0442471, 0.0388540, 0.0, 0.0, 0.0,
+             0.1065949, 0.1286001, -0.0628793, -0.0171188, 0.0050161, 0.0188240],
+            [0.0799572, 0.0426607, -0.1826347, -0.0076031, -0.0539008, 0.0122564],
+            [-0.0135154, 0.0192155, -0.0400968, 0.0201648, 0.0016109, 0.0078809],
+        ),
+    ],
+)  # fmt: skip
+def test_values_and_gradients_of_the_official_code(softcap, value, each, of_features, of_weight, of_bias):
+    """torch_compile_linear_cross_entropy of cut_cross_entropy/torch_compile.py in
+    github.com/apple/ml-cross-entropy, uncompiled, which takes logits in float32; one label is ignored."""
+    x = torch.arange(15).double().mul(0.9).sin().mul(2).view(5, 3).requires_grad_()
+    weight = torch.arange(18).double().mul(1.4).cos().mul(2).view(6, 3).requires_grad_()
+    bias = torch.arange(6).double().sub(2).div(3).requires_grad_()
+    y = torch.tensor([4, 0, -100, 2, 5])
+    loss = CutCrossEntropy(softcap=softcap)(x, y, weight, bias)
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    rows = CutCrossEntropy(softcap=softcap, reduction="none")(x, y, weight, bias)
+    assert rows.tolist() == pytest.approx(each, abs=1e-6)
+    found = gradients(loss, x, weight, bias)
+    assert found[0].flatten().tolist() == pytest.approx(of_features, abs=2e-7)
+    assert found[1].sum(1).tolist() == pytest.approx(of_weight, abs=2e-7)
+    assert found[2].tolist() == pytest.approx(of_bias, abs=2e-7)
+
+
 def test_the_filter_leaves_out_no_more_than_the_mass_that_it_skips():
     x, y, w, b = draw(tokens=256, classes=20_000, sharp=3.0)
     y = F.linear(x, w, b).argmax(1)

@@ -31,6 +31,25 @@ def test_planted_clusters_are_found():
         assert len(y[rows].unique()) == 1
 
 
+def test_clusters_of_the_official_code():
+    """cluster_balance with b_kmeans_dense of xclib/utils/clustering.py in github.com/kunaldahiya/pyxclib,
+    which ngame/libs/shortlist.py of github.com/Extreme-classification/ngame calls; seeds 0-19 end here."""
+    t = torch.arange(16).double()
+    cloud = torch.stack(
+        [torch.ones(16).double(), 0.9 * (1.3 * t).sin(), 0.35 * (2.1 * t).cos(), 0.25 * (3.3 * t + 1).sin()],
+        1,
+    )
+    angle = 2.2 * (0.61803398875 * torch.arange(32).double() % 1)
+    arc = torch.stack([angle.cos(), angle.sin()], 1)
+    halves = [[0, 3, 4, 8, 9, 12, 13, 14], [1, 2, 5, 6, 7, 10, 11, 15]]
+    quarters = [[0, 5, 10, 13, 18, 23, 26, 31], [1, 6, 9, 14, 17, 22, 27, 30], [2, 4, 7, 12, 15, 20, 25, 28],
+                [3, 8, 11, 16, 19, 21, 24, 29]]  # fmt: skip
+    for x, expected in ((cloud, halves), (arc, quarters)):
+        for seed in range(5):
+            clusters = NGAMESampler(len(x), 8, cluster_size=8, seed=seed).update(x).clusters
+            assert sorted(sorted(rows) for rows in clusters.tolist()) == expected
+
+
 def test_a_cut_separates_what_lies_apart_better_than_chance():
     x = draw(512, 2)
     angle = torch.atan2(x[:, 1], x[:, 0])

@@ -93,7 +93,7 @@ class CorrectnessAware(Fitted):
     batch or classes, NaN, labels out of range, an empty batch, or use before `fit`.
 
     Source: Liu et al., arXiv:2404.13016, section 3; the network, k and the weights from the authors' code,
-    which lets the choice of views depend on the data.
+    which lets the choice of views depend on the data and does not count the input itself among them.
 
     Not for: the rows the network was trained on, where all is right; inputs without meaningful views; data
     like those of `fit`, where `balance` makes a confidence that half are right, too low if most are.

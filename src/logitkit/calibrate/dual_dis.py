@@ -35,7 +35,9 @@ class DualDIS(DualIS):
 
     Defaults: k = 1, how many items of each bank row count as likely hubs, the paper's; b1 and b2 as
     `DualIS`. In the authors' code the factor of the other rows is s itself, which has no meaning once it is
-    negative; each row's order is that of s either way if neither bank acts on it.
+    negative; each row's order is that of s either way if neither bank acts on it. Their function also
+    writes its result into the matrix it was given, which the second bank then takes for similarities; here
+    the banks do not see each other.
 
     Raises: ValueError as `DualIS`, for a k below 1, or one above the number of gallery items.
 

@@ -59,7 +59,8 @@ class ANNCUR(Fitted):
     dtype, NaN, a budget that does not lie between the anchors and the items, a k beyond the budget, or use
     before `fit`.
 
-    Source: Yadav, Monath, Angell, Zaheer, McCallum, EMNLP 2022, arXiv:2210.12579, section 3.
+    Source: Yadav, Monath, Angell, Zaheer, McCallum, EMNLP 2022, arXiv:2210.12579, section 3. The authors'
+    code retrieves anchor items like others and ranks only what was retrieved; here no score is spent twice.
 
     Not for: fewer anchor queries than about twice the anchor items, where the pseudo-inverse amplifies noise
     (raise `rcond`); probabilities in place of raw scores, whose normalisers raise the rank.

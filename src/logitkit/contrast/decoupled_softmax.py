@@ -48,6 +48,7 @@ class DecoupledSoftmax(RankingLoss):
     Raises: ValueError for wrong shapes or dtypes, NaN scores, labels out of range, an empty batch.
 
     Source: Gupta, Khatri, Rawat, Bhojanapalli, Jain, Dhillon, ICLR 2024, arXiv:2310.10636, section 4.2.
+    The mean is over rows with a relevant label, where the authors' code divides by all rows.
 
     Not for: one label per example, where it is cross-entropy.
     """

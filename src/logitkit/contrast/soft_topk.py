@@ -39,6 +39,8 @@ class SoftTopK(RankingLoss):
     dtypes, NaN scores, labels out of range, an empty batch.
 
     Source: Gupta, Khatri, Rawat, Bhojanapalli, Jain, Dhillon, ICLR 2024, arXiv:2310.10636, section 4.3.
+    The authors' code divides by all rows, with a relevant label or not, and draws k of a row's relevant
+    labels where there are more; here each counts.
 
     Not for: the first place (see `decoupled_softmax`).
     """

@@ -63,7 +63,9 @@ class TripletOHNM(nn.Module):
     Raises: ValueError for a margin that is not positive, k below 1, wrong shapes or dtypes, NaN scores,
     labels out of range, an empty batch.
 
-    Source: Dahiya et al., WSDM 2023, arXiv:2207.04452, section 3, and the authors' code.
+    Source: Dahiya et al., WSDM 2023, arXiv:2207.04452, section 3, and the authors' code. With `soft` theirs
+    is 1/k of ours and leaves those at 0 in the softmax, with weight e^0; with fewer than k negatives it takes
+    relevant labels for the missing ones.
 
     Not for: a few thousand labels, which a softmax can see all at once.
     """

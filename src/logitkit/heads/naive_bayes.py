@@ -64,8 +64,9 @@ class NaiveBayesHead(nn.Module):
     another shape or dtype, NaN to learn from, an empty batch, labels out of range, or `as_linear` without
     shared variance.
 
-    Source: Zheng et al., ICML 2023, arXiv:2302.02334, section 3 and its `gaussnb.py`; the two regimes are
-    those of Ng and Jordan, "On Discriminative vs. Generative Classifiers", NIPS 2001.
+    Source: Zheng et al., ICML 2023, arXiv:2302.02334, section 3 and the authors' `gaussnb.py`, which has
+    one variance for all classes, adds 1e-9 to it whatever the feature's scale and does not smooth pi; the two
+    regimes are those of Ng and Jordan, "On Discriminative vs. Generative Classifiers", NIPS 2001.
 
     Not for: plenty of labelled examples of dependent features, where a linear probe ends lower; calibrated
     probabilities, as dependent features are counted as if each were new evidence.

@@ -105,8 +105,9 @@ class NGAME:
 
     Raises: ValueError for sizes below 1, or a batch size that is not a multiple of the cluster size.
 
-    Source: Dahiya et al., WSDM 2023, arXiv:2207.04452, section 3 and algorithm 1. Its loss is
-    `contrast.TripletOHNM`.
+    Source: Dahiya et al., WSDM 2023, arXiv:2207.04452, section 3 and algorithm 1. The authors' code makes
+    a power of two of clusters, of sizes that may differ by one; here all but the last have C rows. Its loss
+    is `contrast.TripletOHNM`.
 
     Not for: losses that see all classes anyway, which gain nothing; batch normalisation, whose statistics
     such batches bias.
