@@ -97,7 +97,7 @@ def test_on_a_terminal_the_ranking_is_live(tmp_path):
     import termios
 
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm-256color"}
     process = subprocess.Popen(
         [sys.executable, "-m", "logitkit", "compare", "loss=ce,focal", "data=iris", "epochs=60", "seeds=3"],
         cwd=tmp_path, stdout=child, stderr=child, env=environment,
