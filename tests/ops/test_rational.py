@@ -57,6 +57,19 @@ def test_values_and_gradients(name, dtype, shape, m1, groups, n):
 
 
 @BOTH
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_error_of_each_value(name, scale):
+    x, a, b = draw(2000, 12).float() * scale, draw(6, seed=1).float(), draw(3, 4, seed=2).float()
+    with use(name):
+        y = group_rational(x, a, b)
+    exact, size, one = by_powers(x, a, b), x.double().abs(), torch.ones(1)
+    terms = sum(c.abs() * size**k for k, c in enumerate(a.double()))
+    inner = sum(b.double().abs().repeat_interleave(4, 0)[:, k] * size ** (k + 1) for k in range(4))
+    allowed = 1e-6 * (terms + exact.abs() * inner) * by_powers(x, one, b)
+    assert ((y - exact).abs() <= allowed).all()
+
+
+@BOTH
 def test_any_axis_and_layout(name):
     x, a, b = draw(2, 5, 4, 6).permute(0, 3, 1, 2), draw(6, seed=1), draw(3, 4, seed=2)
     g = draw(2, 6, 4, 5, seed=3).mT

@@ -19,16 +19,15 @@ def group_rational(
 
     The derivative of |s| at 0 is 1: with torch's 0, a denominator that starts at b = 0 would stay there.
 
-    Error: 1e-6 of sum_k |a_k x^k| / Q and of |y| sum_k |b_k x^k| / Q, as Horner's rule has it (float32).
+    Error: at most 1e-6 (sum |a_k x^k| + |y| sum |b_k x^k|) / Q for degrees up to 5 (float32).
 
-    Pays: always on a CPU. Forward and backward read x, write one array each and keep nothing else; plain
-    torch makes an array in every step of both polynomials. Second derivatives are those of plain torch.
+    Pays: always on a CPU. Forward and backward write one array each and keep nothing but x; plain torch makes
+    an array in every step of both polynomials. Second derivatives are those of plain torch.
 
     Raises: ValueError for other dtypes than floats, coefficients of other ranks or none, or groups that do
     not divide the channels.
 
-    Source: Yang and Wang, ICLR 2025, arXiv:2409.10594, equation 12; for the derivatives, Molina, Schramowski,
-    Kersting, arXiv:1907.06732.
+    Source: Yang and Wang, ICLR 2025, arXiv:2409.10594, equation 12.
     """
     _check(x, a, b, axis)
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
