@@ -24,7 +24,7 @@ PEERS = ()
 NOTE = """\
 SDPA is torch's scaled_dot_product_attention. Local terms and projections are left out of the functions; the
 cross-shaped windows are the whole layer, with LePE, against the layer with SDPA. With one thread the goals
-are reached, the image model's narrowly, at 0.48: of its time two thirds are projections, feed-forward parts
+are reached, the image model's narrowly, at 0.47: of its time two thirds are projections, feed-forward parts
 and norms, which both models have, and lines along columns are copied where those along rows are not."""
 
 HEADS, DIM = 4, 32
