@@ -188,11 +188,22 @@ def test_no_token_sees_those_after_it(settings):
     assert (reach.diagonal() > 0).all()
 
 
-def test_gradients():
-    q, k, v = (x[:1, :1, :5, :3].clone().requires_grad_() for x in inputs(5))
+@pytest.mark.parametrize("class_tokens", [0, 1])
+def test_gradients(class_tokens):
+    q, k, v = (x[:1, :1, : 5 + class_tokens, :3].clone().requires_grad_() for x in inputs(6))
     windows = torch.tensor([[3, 0, 1], [4, 2, -1]])
+    windows = torch.where(windows < 0, windows, windows + class_tokens)
     assert torch.autograd.gradcheck(
-        lambda *x: within_windows(softmax_attention, windows, *x, is_causal=True), (q, k, v)
+        lambda *x: within_windows(softmax_attention, windows, *x, is_causal=True, class_tokens=class_tokens),
+        (q, k, v),
+    )
+
+    def products(query, key, value, attn_mask=None, is_causal=False):
+        scores = query @ key.mT
+        return (scores if attn_mask is None else scores.masked_fill(~attn_mask, 0)) @ value
+
+    assert torch.autograd.gradgradcheck(
+        lambda *x: within_windows(products, windows, *x, class_tokens=class_tokens), (q, k, v)
     )
 
 

@@ -470,3 +470,26 @@ def test_bad_weights():
         Power(3)
     with pytest.raises(ValueError, match="must be positive"):
         Softplus(0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [None, 2, 3, 5])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_more_batch_dimensions_are_each_by_itself(causal, masked, kv_heads):
+    q = torch.randn(2, 3, 4, 7, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 3, kv_heads, 9, 8, dtype=torch.float64) for _ in range(2))
+    mask = None
+    if masked is not None:
+        mask = torch.rand((2, 3, 4, 7, 9)[5 - masked :]) < 0.6
+        mask[..., 2, :] = False
+    settings = {"is_causal": causal, "causal_offset": 2, "enable_gqa": True}
+    found = attention(q, k, v, attn_mask=mask, **settings)
+    wide = torch.ones(2, 3, 4, 7, 9, dtype=torch.bool) if mask is None else mask.expand(2, 3, 4, 7, 9)
+    each = [
+        attention(q[i, j], k[i, j], v[i, j], attn_mask=wide[i, j], **settings)
+        for i, j in itertools.product(range(2), range(3))
+    ]
+    expected = torch.stack(each).view_as(found)
+    torch.testing.assert_close(found, expected)
+    g = torch.randn_like(found)
+    torch.testing.assert_close(*(torch.autograd.grad(y, q, g)[0] for y in (found, expected)))

@@ -26,17 +26,16 @@ def axial_attention(
 
     seen: keys that are not hidden. is_causal: a token sees itself and those before it on the axis.
     """
-    heads, place = query.shape[1], axis % len(grid)
-    others = [size for a, size in enumerate(grid) if a != place]
+    place = axis % len(grid)
+    lines = [len(query), *(size for a, size in enumerate(grid) if a != place)]
 
-    def along(x: Tensor) -> Float[Tensor, "batch lines length dim"]:
-        return x.unflatten(2, list(grid)).movedim(2 + place, -2).flatten(1, -3)
+    def along(x: Tensor) -> Float[Tensor, "lines heads length dim"]:
+        # Tokens before heads, as projections have them, so that lines along the last axis are no copy.
+        return x.transpose(1, 2).unflatten(1, list(grid)).movedim(1 + place, -2).flatten(0, -4)
 
-    mask = None
-    if seen is not None:
-        mask = along(seen[:, None, :, None].expand(-1, heads, -1, -1)).mT
+    mask = None if seen is None else along(seen[:, None, :, None]).mT
     mixed = attention(along(query), along(key), along(value), attn_mask=mask, is_causal=is_causal)
-    return mixed.unflatten(1, [heads, *others]).movedim(-2, 2 + place).flatten(2, -2)
+    return mixed.unflatten(0, lines).movedim(-2, 1 + place).flatten(1, -3).transpose(1, 2)
 
 
 @part(

@@ -61,37 +61,57 @@ def within_windows(
 ) -> Float[Tensor, "batch heads tokens out"]:
     """mix(query, key, value, attn_mask=...) within each window, with the masks of the tokens' own order. The
     first `class_tokens`, which `windows` leave out, are in every window: seen by all, and seeing all."""
-    tokens = query.shape[-2]
+    tokens, size = query.shape[-2], windows.shape
     everywhere = torch.arange(class_tokens, device=windows.device).expand(len(windows), -1)
     keys = torch.cat([everywhere, windows], dim=1)
-    at, to = windows.clamp(min=0), keys.clamp(min=0)
     mask: Tensor | None = None
     if is_causal or windows.numel() > tokens - class_tokens:
-        seen = (keys >= 0)[:, None, :]
+        mask = (keys >= 0)[:, None, :]
         if is_causal:
-            seen = seen & (keys[:, None, :] <= windows[:, :, None])
-        mask = seen.unsqueeze(1)  # (windows, 1, size or 1, size)
+            mask = mask & (keys[:, None, :] <= windows[:, :, None])  # (windows, size or 1, size)
     if attn_mask is not None:
         wide = attn_mask[(None,) * (4 - attn_mask.ndim)].expand(-1, -1, tokens, key.shape[-2])
-        own = wide[:, :, at[:, :, None], to[:, None, :]].transpose(1, 2)
+        own = wide[:, :, windows.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None, :]]
         if mask is None:
             mask = own
         else:
             mask = own & mask if own.dtype == torch.bool else own.masked_fill(~mask, -torch.inf)
+    # Windows take the place of heads.
+    order = torch.where(windows < 0, windows, windows - class_tokens).flatten()
+    place = order.new_empty(tokens - class_tokens + 1)
+    place[order] = torch.arange(len(order), device=order.device)  # -1 writes to the last
+    place = place[:-1]
     parts = [
-        x.index_select(2, index.flatten()).unflatten(2, index.shape).transpose(1, 2)
-        for x, index in ((query, at), (key, to), (value, to))
+        _Reordered.apply(x[:, :, class_tokens:], order, place).unflatten(2, size) for x in (query, key, value)
     ]
-    mixed = mix(*parts, attn_mask=mask).transpose(1, 2).flatten(2, 3)
-    place = torch.empty(tokens + 1, dtype=torch.long, device=query.device)
-    place[windows.flatten()] = torch.arange(windows.numel(), device=query.device)  # -1 writes to the last
-    mixed = mixed.index_select(2, place[class_tokens:-1])
+    if class_tokens:
+        for n, x in ((1, key), (2, value)):
+            first = x[:, :, None, :class_tokens].expand(-1, -1, len(windows), -1, -1)
+            parts[n] = torch.cat([first, parts[n]], dim=3)
+    mixed = _Reordered.apply(mix(*parts, attn_mask=mask).flatten(2, 3), place, order)
     if class_tokens == 0:
         return mixed
     if attn_mask is not None and attn_mask.shape[-2] > 1:
         attn_mask = attn_mask[..., :class_tokens, :]
     first = mix(query[:, :, :class_tokens], key, value, attn_mask=attn_mask, is_causal=is_causal)
     return torch.cat([first, mixed], dim=2)
+
+
+class _Reordered(torch.autograd.Function):
+    """Tokens (batch, heads, tokens, dim) in an order, with 0 where it is -1; `back` undoes the order. So the
+    gradient is reordered too, where that of a selection is added up token by token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(order, back)
+        if len(order) <= x.shape[2]:
+            return x.index_select(2, order)
+        return x.index_select(2, order.clamp(min=0)).masked_fill_((order < 0)[:, None], 0)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        order, back = ctx.saved_tensors
+        return _Reordered.apply(g, back, order), None, None
 
 
 @part(

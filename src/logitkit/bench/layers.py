@@ -16,9 +16,9 @@ from logitkit.models.vit import Block
 
 PEERS = ()
 NOTE = """\
-The rational activation is plain torch under autograd: a kernel of its own would spare passes over memory. The
-spline layer is a B-spline KAN layer of order 3 on 5 intervals in its usual form, bases first and then one
-product. The reversible columns compute every column but the last twice."""
+The rational activation is `ops.group_rational`, whose kernel keeps what lies between its input and result in
+the cache. The spline layer is a B-spline KAN layer of order 3 on 5 intervals in its usual form, bases first
+and then one product. The reversible columns compute every column but the last twice."""
 
 
 class Spline(nn.Module):

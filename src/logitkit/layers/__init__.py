@@ -24,7 +24,7 @@ from logitkit.layers.hyperzzw import (
     slow_neural_loss,
 )
 from logitkit.layers.iformer import InceptionMixer, ramp
-from logitkit.layers.kat import GRKAN, GroupRational, convert_mlp, fit_rational, group_rational
+from logitkit.layers.kat import GRKAN, GroupRational, convert_mlp, fit_rational
 from logitkit.layers.layer_norm import (
     LayerNorm,
     LayerNormGRU,
@@ -58,6 +58,7 @@ from logitkit.layers.snnk import (
     relu_features,
 )
 from logitkit.layers.spartan import SpartanBlock, SpatialMixer, SqueezeExcite, WaveMixer, wave_product
+from logitkit.ops import group_rational
 
 __all__ = [
     "ACM",

@@ -15,36 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from logitkit.layers.base import check_tokens, check_whole
+from logitkit.ops import group_rational
 from logitkit.registry import Choice, part
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"identity": nn.Identity(), "gelu": F.gelu, "silu": F.silu}
-
-
-def group_rational(
-    x: Float[Tensor, "..."], a: Float[Tensor, " m1"], b: Float[Tensor, "groups n"], axis: int = -1
-) -> Float[Tensor, "..."]:
-    """P(x) / Q(x), P of coefficients a_0.., and Q = 1 + |b_1 x + .. + b_n x^n| with a row of b for each of as
-    many groups of neighbouring channels along `axis`. Half precision is computed in float32, as its range
-    ends at small fifth powers.
-
-    The derivative of |s| at 0 is 1: with torch's 0, a denominator that starts at b = 0 would stay there.
-    """
-    kept = x.dtype
-    if kept in (torch.float16, torch.bfloat16):
-        x, a, b = x.float(), a.float(), b.float()
-    trailing = (1,) * (x.ndim - 1 - axis % x.ndim)
-    per_channel = b.T.repeat_interleave(x.shape[axis] // len(b), dim=1)
-    inner = x * _horner(per_channel.unflatten(1, (-1, *trailing)), x)
-    return (_horner(a, x) / (1 + torch.where(inner < 0, -inner, inner))).to(kept)
-
-
-def _horner(c: Tensor, x: Tensor) -> Tensor:
-    """c_0 + c_1 x + c_2 x^2 + .."""
-    *rest, value = c.unbind()
-    for each in reversed(rest):
-        value = value * x + each
-    return value
 
 
 def fit_rational(
@@ -158,8 +133,8 @@ class GRKAN(nn.Module):
     Source: Yang and Wang, ICLR 2025, arXiv:2409.10594, equations 12 to 17. The authors' kernels have
     Q = 1 + sum |b_k| |x|^k instead, which does not fit the GELU that their coefficients are for.
 
-    Not for: speed: forward and backward take five times as long as GELU. Weight decay on a
-    and b pulls an activation towards 0; give them a group of the optimiser without it.
+    Not for: weight decay on a and b, which pulls an activation towards 0; give them a group of the optimiser
+    without it.
     """
 
     def __init__(

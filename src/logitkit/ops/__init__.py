@@ -44,6 +44,7 @@ from logitkit.ops.mutual_information import conditional_mutual_information, mutu
 from logitkit.ops.nms import nms, soft_nms
 from logitkit.ops.polynomial import Polynomial, PolynomialInverse, PolynomialRsqrt
 from logitkit.ops.random import draw_gumbel, draw_normal, draw_uniform
+from logitkit.ops.rational import group_rational
 from logitkit.ops.reduce import check_reduction, reduce, row_weights
 from logitkit.ops.reranking import mine_negatives, ranker_loss, retriever_loss
 from logitkit.ops.retrieval import (
@@ -92,6 +93,7 @@ __all__ = [
     "draw_uniform",
     "fit_temperature",
     "forgetting",
+    "group_rational",
     "hubness_skew",
     "incremental_accuracy",
     "info_nce",

@@ -182,6 +182,12 @@ def _sdpa(
     scale: float,
     enable_gqa: bool,
 ) -> Tensor:
+    if query.ndim > 4 and (mask is None or mask.ndim < 4):
+        # Torch's kernel takes four dimensions only. Where each head is alone its result is contiguous.
+        alone = mask is None and query.shape[-3] == key.shape[-3]
+        q, k, v = (x.flatten(0, -3).unsqueeze(1) if alone else x.flatten(0, -4) for x in (query, key, value))
+        mixed = _sdpa(q, k, v, mask, causal, scale, enable_gqa and not alone)
+        return mixed.reshape(*query.shape[:-1], value.shape[-1])
     if causal == 0 and mask is None:
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=enable_gqa
