@@ -102,7 +102,7 @@ MEANING = {
     "rps": "squared error of the cumulated probabilities, averaged over the cuts between levels",
     "kappa": "agreement beyond chance, mistakes weighing by their squared distance",
     "noise_mae": "with noise of half a standard deviation on the inputs",
-    "map": "mean average precision: how early the rows of a row's own, unseen class come in its ranking of the others",
+    "map": "mean average precision: how early rows of a row's own, unseen class come in its ranking",
     "r@1": "share of queries whose first find is right",
     "r@5": "share of queries with a right find among the first 5",
     "r@10": "share of queries with a right find among the first 10",
