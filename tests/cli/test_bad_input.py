@@ -57,6 +57,8 @@ GOOD = "a,b,label\n" + "".join(f"{i},{i % 3},{'xy'[i % 2]}\n" for i in range(30)
     ("words", "says"),
     [
         (["lss=ce"], "no slot or setting 'lss'. Did you mean 'loss'"),
+        (["folder=x"], "folder is an option: write --folder x."),
+        (["jobs=2"], "jobs is an option: write --jobs 2."),
         (["loss=crossentropy"], "Did you mean 'cross_entropy'"),
         (["head=ce"], "write loss=ce"),
         (["loss=linear"], "write head=linear"),

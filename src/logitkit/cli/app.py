@@ -57,6 +57,9 @@ def compare(
     from logitkit.comparison import parse_settings
 
     words: dict[str, Any] = parse_settings(settings or [])
+    for name in ("jobs", "store", "folder", "report", "json", "csv"):
+        if name in words:
+            raise InputError(f"{name} is an option: write --{name} {words[name]}.")
     options = {k: words.pop(k) for k in ("seeds", "tune", "metric") if k in words}
     for path in (report, json, csv):
         _writable(path)
