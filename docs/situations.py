@@ -90,8 +90,9 @@ ATTENTION = (
         ("attention-text-2048", "attention-recall-128"),
         (("attention", "linear"), ("attention", "dsf"), ("attention", "cosformer"), ("attention", "qlstm"),
          ("attention", "lolcats")),
-        "A step of linear and normalised attention is cheaper than one of softmax from about 2,048 tokens on"
-        " ([performance](performance.md)). `attention.linearize` and `integrations.transformers.linearize`"
+        "A step of linear, normalised and cosFormer attention is cheaper than one of softmax from about 2,048"
+        " tokens on, a sixth at 8,192; the quasi-LSTM and LoLCATs are cheaper between 2,048 and 8,192 (see"
+        " [the table](#causal-attention-by-length)). `attention.linearize` and `integrations.transformers.linearize`"
         " turn a trained softmax model into one.",
     ),
     Situation(
@@ -149,7 +150,8 @@ BY_LENGTH = (
     "Every attention that a causal model can have, in a transformer of 2 blocks, 32 features and 2 heads,",
     "trained for equally many steps at each length (2,048 tokens a step, one sequence at least), 3 seeds:",
     "bits per byte of text, of which fewer are better, and the share of values recalled, of which more are.",
-    "Bold marks differences from softmax that the comparison shows. Tensor attention is not among them, as",
-    "its time and memory grow with the cube of the length; nor are those on grids of tokens, which are not",
-    "causal.",
+    "Columns are not to be compared with each other: longer inputs had fewer steps. Bold marks differences",
+    "from softmax that the comparison shows. The quasi-LSTM has 1.6 times the weights of the others. Tensor",
+    "attention is not among them, as its time and memory grow with the cube of the length; nor are those on",
+    "grids of tokens, which are not causal.",
 )
