@@ -91,8 +91,9 @@ ATTENTION = (
         (("attention", "linear"), ("attention", "dsf"), ("attention", "cosformer"), ("attention", "qlstm"),
          ("attention", "lolcats")),
         "A step of linear, normalised and cosFormer attention is cheaper than one of softmax from about 2,048"
-        " tokens on, a sixth at 8,192; the quasi-LSTM and LoLCATs are cheaper between 2,048 and 8,192 (see"
-        " [the table](#causal-attention-by-length)). `attention.linearize` and `integrations.transformers.linearize`"
+        " tokens on, and takes a fifth or a sixth of its time at 8,192; the quasi-LSTM and LoLCATs become"
+        " cheaper somewhere between ([the table](#causal-attention-by-length)). `attention.linearize` and"
+        " `integrations.transformers.linearize`"
         " turn a trained softmax model into one.",
     ),
     Situation(
