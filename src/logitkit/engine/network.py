@@ -77,11 +77,11 @@ class Network(nn.Module):
         head_takes_target: bool,
         per_token: bool = False,
         grid: tuple[int, ...] = (),
-        finder: nn.Module | None = None,
+        finder: Any = None,
     ) -> None:
         super().__init__()
         self.per_token, self.grid = per_token, grid
-        self.finder = finder
+        self.finder: Any = finder
         self.backbone = backbone
         self.head = head
         self.normalizer = normalizer
@@ -110,7 +110,7 @@ class Network(nn.Module):
     def find(self, x: Tensor, k: int) -> Found:
         """The best `k` documents of each query, or as many as are scored: all until the finder is fitted."""
         features = self.embed(x)
-        finder: Any = self.finder
+        finder = self.finder
         if finder is None or not finder.fitted:
             scores = self.head(features)
             best = scores.topk(min(k, scores.shape[1]), dim=1)
@@ -194,7 +194,7 @@ def locate(path: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
-def build_backbone(recipe: Recipe, shape: Shape) -> nn.Module:
+def build_backbone(recipe: Recipe, shape: Shape) -> Any:
     """A part of `models`, or the user's `module:attribute`: a callable that returns a module; with the
     recipe's attention and layers.
 
@@ -296,7 +296,7 @@ def build_network(recipe: Recipe, shape: Shape, documents: Tensor | None = None)
             raise InputError(f"{slot}={spec} cannot do {shape.task}; data={recipe.data} asks for it.{hint}")
     backbone = build_backbone(recipe, shape)
     card = catalog.get("heads", recipe.head.name)
-    place = shape.context(int(backbone.out_features))  # type: ignore[arg-type]
+    place = shape.context(int(backbone.out_features))
     if shape.documents is not None:
         place["documents"] = torch.zeros(shape.documents) if documents is None else documents
     grid = _grid(recipe, backbone, shape) if shape.task in OF_PIXELS else ()
@@ -356,10 +356,10 @@ def _check_trained(recipe: Recipe, shape: Shape) -> None:
             )
 
 
-def _grid(recipe: Recipe, backbone: nn.Module, shape: Shape) -> tuple[int, ...]:
+def _grid(recipe: Recipe, backbone: Any, shape: Shape) -> tuple[int, ...]:
     """Height and width of the backbone's feature map. Raises InputError if it has none."""
     with torch.no_grad():
-        features = backbone.forward_features(torch.zeros(1, *shape.input_shape))  # type: ignore[operator]
+        features = backbone.forward_features(torch.zeros(1, *shape.input_shape))
     if features.ndim != 4:
         raise InputError(
             f"model={recipe.model} has no map of features over the image, which a {shape.task} task needs;"

@@ -43,8 +43,8 @@ class Term(NamedTuple):
 class Objective(nn.Module):
     """loss + sum of weight * regulariser + sum of lam * penalty, called on a network and a batch.
 
-    Penalties are those of the network's layers: of every module with a method `penalty()` and a `lam` that is
-    not 0.
+    Penalties are those of the backbone's layers: of every module with a method `penalty()` and a `lam` that
+    is not 0.
 
     A module so that what losses keep (per-example weights, generators) travels in its `state_dict`.
 
@@ -90,9 +90,10 @@ class Objective(nn.Module):
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         assert total is not None
-        for module in network.modules():
-            if hasattr(type(module), "penalty") and (lam := getattr(module, "lam", 0)):
-                total = total + lam * module.penalty()  # type: ignore[operator]
+        layer: Any
+        for layer in network.backbone.modules():
+            if hasattr(type(layer), "penalty") and getattr(layer, "lam", None):
+                total = total + layer.lam * layer.penalty()
         return total
 
 
@@ -108,12 +109,12 @@ class _OwnLoss(nn.Module):
     """The objective that a head or a normaliser brings, of its raw scores or, where its `loss_of` says so, of
     the embeddings; holds it without owning its parameters."""
 
-    def __init__(self, owner: nn.Module) -> None:
+    def __init__(self, owner: Any) -> None:
         super().__init__()
         self._owner = (owner,)
 
     def forward(self, of: Tensor, target: Tensor) -> Tensor:
-        return self._owner[0].loss(of, target)  # type: ignore[operator]
+        return self._owner[0].loss(of, target)
 
 
 def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective:
@@ -132,7 +133,7 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
         first = _term("loss", recipe.loss, shape)
     elif owner is not None:
         own = owners[owner]
-        first = Term(_OwnLoss(own), of=getattr(own, "loss_of", "raw"))  # type: ignore[arg-type]
+        first = Term(_OwnLoss(own), of=getattr(own, "loss_of", "raw"))
     else:
         first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape)
     terms = [first, *(_term("regularize", spec, shape) for spec in recipe.regularize)]

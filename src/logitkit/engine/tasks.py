@@ -418,18 +418,18 @@ def in_bags(target: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return torch.arange(len(target), device=target.device) // size, target[::size]
 
 
-def to_prediction(network: nn.Module, scores: Tensor) -> Tensor:
+def to_prediction(network: Any, scores: Tensor) -> Tensor:
     """Standardised predictions (batch,) of a regression network from its scores, or (batch, pixels) of a head
     that tells many."""
     head = network.head
-    return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]  # type: ignore[operator]
+    return head.predict(scores) if hasattr(head, "predict") else scores[:, 0]
 
 
-def to_maps(network: nn.Module, x: Tensor) -> Tensor:
+def to_maps(network: Any, x: Tensor) -> Tensor:
     """Standardised depths (images, h, w) of the pixels of preprocessed images: those that the head tells, or
     one for each position of the feature map, enlarged bilinearly."""
     size: tuple[int, int] = (x.shape[2], x.shape[3])
-    rows, columns = network.grid  # type: ignore[misc]
+    rows, columns = network.grid
 
     def some(x: Tensor) -> Tensor:
         values = to_prediction(network, network(x))

@@ -199,7 +199,7 @@ class Trainer:
             scores = forward(lambda x: self.network.outputs(x).raw, self._x)
             if not scores.isfinite().all():
                 raise Diverged("the network's scores are not finite at the end")
-            self.network.finder.fit(scores)  # type: ignore[operator]
+            self.network.finder.fit(scores)
         return self.network
 
     def validate(self) -> dict[str, float]:
@@ -244,7 +244,7 @@ class Trainer:
 
     @property
     def labels(self) -> Tensor:
-        """The target of each of them."""
+        """The target of each training row."""
         return self._y
 
     def sibling(self, head: str) -> Network:
