@@ -76,7 +76,8 @@ def test_comparison_and_saved_model(tmp_path):
         jobs=1, folder=tmp_path,
     )  # fmt: skip
     found = {r["recipe"]["head"]: r["metrics"]["accuracy"] for r in result.records.values()}
-    assert min(found.values()) > 2 * 0.2  # twice what chance finds
+    assert found.pop("linear") > 2 * 0.2  # twice what chance finds
+    assert min(found.values()) > 0.8
     again, rows = logitkit.load(result.winner), data.load("concepts:n=40,classes=5")
     assert torch.equal(again.predict_proba(rows), result.best.predict_proba(rows))
 
