@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -80,16 +78,6 @@ class SparseCBM(ConceptLayers):
     Not for: the Gumbel term alone, which only makes all scores equal; hard Gumbel samples, whose logarithm is
     -inf.
     """
-
-    def __init__(
-        self,
-        num_concepts: int,
-        num_classes: int,
-        mode: Literal["gumbel", "contrastive", "l1"] = "gumbel",
-        tau: float = 1.0,
-        l1_weight: float = 1e-3,
-    ) -> None:
-        super().__init__(num_concepts, num_classes, mode, tau, l1_weight)
 
     def forward(
         self, similarities: Float[Tensor, "batch concepts"]

@@ -59,9 +59,9 @@ class ConceptLayers(nn.Module):
         self,
         num_concepts: int,
         num_classes: int,
-        mode: Literal["gumbel", "contrastive", "l1"],
-        tau: float,
-        l1_weight: float,
+        mode: Literal["gumbel", "contrastive", "l1"] = "gumbel",
+        tau: float = 1.0,
+        l1_weight: float = 1e-3,
     ) -> None:
         super().__init__()
         if mode not in MODES:

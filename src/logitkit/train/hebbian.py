@@ -68,7 +68,7 @@ class Hebbian:
         sums.index_add_(0, batch.y, spins)
         counts.index_add_(0, batch.y, torch.ones_like(batch.y, dtype=counts.dtype))
         e = sums / counts.clamp(min=1)[:, None]
-        head.weight.copy_(e / (e.numel() / len(e) * e.square().mean().clamp(min=1e-30) * sd))
+        head.weight.copy_(e / (e.shape[1] * e.square().mean().clamp(min=1e-30) * sd))
         head.bias.copy_(-head.weight @ mean)
         return trainer.objective(network, batch)
 
