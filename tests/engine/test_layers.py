@@ -100,3 +100,12 @@ def test_the_loss_of_a_run_includes_penalties(digits):
     with torch.no_grad():
         added = penalised.objective(penalised.network, batch) - plain.objective(plain.network, batch)
     assert added.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_heads_own_penalty_is_no_layers(digits):
+    """`fourier` has a method of that name, which takes features and is for its user to call."""
+    trainer = Trainer(Recipe.of(head="fourier", model="linear", epochs=1), digits)
+    batch = Batch(digits.train[0][:8], digits.train[1][:8], torch.arange(8))
+    before = trainer.objective(trainer.network, batch)
+    trainer.network.head.lam = 1.0
+    assert torch.equal(trainer.objective(trainer.network, batch), before)
