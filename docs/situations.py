@@ -23,7 +23,7 @@ SITUATIONS = (
     ),
     Situation(
         "Wrong labels",
-        ("label-noise-20", "label-noise-40", "crowd"),
+        ("label-noise-20", "label-noise-40", "crowd", "crowd-levels"),
         (("losses", "comp_sum"), ("losses", "aldr"), ("losses", "dco"), ("losses", "bias_loss"),
          ("robust", "toptwo"), ("robust", "dawid_skene"), ("robust", "faceted_rasch")),
         "Where several people labelled each example, `votes=toptwo` or `votes=dawid_skene` makes the labels,"
@@ -48,10 +48,13 @@ SITUATIONS = (
     ),
     Situation("Classes in order", ("ordinal",),
               (("heads", "ordinal"), ("heads", "fourier"), ("theory", "faceted_rasch"))),
-    Situation("A number", ("regression-diabetes", "regression-friedman"),
+    Situation("A number", ("regression-diabetes", "regression-friedman", "regression-experts"),
               (("heads", "histogram"), ("heads", "fourier_regression"), ("heads", "topk_moe"),
                ("losses", "huber"), ("bottleneck", "cs_ib"))),
+    Situation("A number for every pixel", ("depth",), (("heads", "soft_token"), ("heads", "linear"))),
     Situation("Labels of groups only", ("bags",), (("losses", "aggregate"),)),
+    Situation("Features that have names, and a prediction that shows them", ("concepts",),
+              (("bottleneck", "sparse_cbm"),)),
     Situation(
         "Few examples of each class",
         ("few-rows", "few-shot-segmentation"),

@@ -8,6 +8,7 @@ from logitkit.contrast.icnn import ICNNLoss, icnn_score
 from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local_triplet, match_local
 from logitkit.contrast.multi_positive import MultiPositive
 from logitkit.contrast.multi_similarity import MultiSimilarityLoss
+from logitkit.contrast.nt_xent import NTXentLoss
 from logitkit.contrast.proto_triplet import (
     EpisodeSampler,
     ProtoTripletLoss,
@@ -30,6 +31,7 @@ __all__ = [
     "LocalTripletLoss",
     "MultiPositive",
     "MultiSimilarityLoss",
+    "NTXentLoss",
     "ProtoTripletLoss",
     "RankingLoss",
     "SoftTopK",

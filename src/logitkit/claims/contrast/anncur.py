@@ -108,7 +108,7 @@ class DualEncoder(nn.Module):
             nn.Sequential(nn.Linear(DIM, 256), nn.ReLU(), nn.Linear(256, BUDGET // 2 + 1)) for _ in range(2)
         )
         target = (scores - scores.mean()) / scores.std()
-        optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-3, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
             rows, columns = torch.randperm(len(queries))[:50], torch.randperm(len(items))[:500]

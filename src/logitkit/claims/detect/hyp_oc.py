@@ -85,7 +85,7 @@ def one_class(trial: Trial, seed: int, network: nn.Module, x: Tensor, c: float) 
             {"params": list(detector.parameters()), "lr": RATE},
             {"params": list(last.parameters()), "lr": RATE / 100},
         ]
-        optimizer = torch.optim.Adam(groups, weight_decay=1e-6)
+        optimizer = torch.optim.Adam(groups, weight_decay=1e-6, fused=True)
         for _ in range(trial.few(20, 1)):
             for rows in torch.randperm(len(x)).split(32):
                 optimizer.zero_grad()

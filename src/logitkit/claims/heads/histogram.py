@@ -128,7 +128,7 @@ def built(seed: int, rate: float, *shape: object) -> tuple[Values, torch.optim.O
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = Values(*shape)  # type: ignore[arg-type]
-    return network, torch.optim.Adam(network.parameters(), lr=rate)
+    return network, torch.optim.Adam(network.parameters(), lr=rate, fused=True)
 
 
 def q_iteration(trial: Trial, seed: int, rate: float, target: str | None) -> float:
