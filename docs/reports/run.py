@@ -185,15 +185,19 @@ REPORTS = {
         )
         for length, steps in STEPS.items()
     },
+    "attention-quasi-lstm": Report(
+        "The quasi-LSTM with 1.1 times the weights of softmax attention, 512 tokens: is it still ahead?",
+        {"data": "text:stdlib+length=512+limit=256", "model": "transformer(dim=32,heads=2)", "batch_size": 4,
+         "lr": 3e-3, "steps": 150, "seeds": 5, "attention": ["softmax", "qlstm(expansion=1)"]},
+    ),
     **{
         f"attention-recall-{length}": Report(
-            f"Four values are to be recalled by their keys among {length:,} tokens: which attention?",
-            {"data": f"recall:n=3000,vocab=32,pairs=4,length={length}",
-             "model": "transformer(dim=32,heads=2)",
-             "batch_size": 2048 // length, "lr": 3e-3, "steps": 600, "seeds": 3, "metric": "accuracy",
-             "attention": CAUSAL},
+            f"Four values are to be recalled by their keys among {length} tokens: which attention?",
+            {"data": f"recall:n=20000,vocab=32,pairs=4,length={length}", "batch_size": 128, "lr": 3e-3,
+             "model": "transformer(dim=32,heads=2)", "steps": 2000, "seeds": 3, "metric": "accuracy",
+             "attention": [*CAUSAL, "qlstm(expansion=1)", *["tensor"] * (length == 12)]},
         )
-        for length in (32, 128)
+        for length in (12, 32)
     },
     "attention-images": Report(
         "Digits of 16 patches: which attention?",

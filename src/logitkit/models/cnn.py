@@ -80,7 +80,7 @@ class CNN(Backbone):
     def forward_features(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch d h w"]:
-        # Channels last: pooling, slow otherwise, goes over them at once. A clone has the layout also with one.
+        # Channels last, so that pooling goes over them at once; a clone has that layout even of one channel.
         return self.layers(check_inputs(x, self.input_shape).clone(memory_format=torch.channels_last))
 
     def pool(self, map: Float[Tensor, "batch d h w"]) -> Float[Tensor, "batch d"]:
