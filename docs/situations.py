@@ -151,12 +151,13 @@ ATTENTION = (
 )  # fmt: skip
 
 BY_LENGTH = (
-    "Every attention that a causal model can have, in a transformer of 2 blocks, 32 features and 2 heads,",
-    "trained for equally many steps in each column, 3 seeds: bits per byte of text, of which fewer are better,",
-    "and the share of four values recalled, of which more are. Columns are not to be compared with each other:",
-    "longer texts had fewer steps, 2,048 tokens in each, one sequence at least. Recall has 2,000 steps of 128",
-    "sequences, with which softmax learns it. Bold marks differences from softmax that the comparison shows.",
-    "On text the quasi-LSTM has 1.6 times the weights of the others, with `expansion=1` 1.1 times. Tensor",
-    "attention, whose time and memory grow with the cube of the length, is compared on the shortest inputs",
-    "only; attention on grids of tokens, which is not causal, is not here.",
+    "Every attention that a causal model can have, in a transformer of 2 blocks, 32 features and 2 heads",
+    "trained for equally many steps in each column, 3 seeds: bits per byte of text, of which fewer are",
+    "better and the share of four values recalled, of which more are. Columns are not to be compared with",
+    "each other: longer texts had fewer steps, 2,048 tokens in each, one sequence at least. Recall has",
+    "2,000 steps of 128 sequences, with which softmax learns it. Bold marks differences from softmax that",
+    "the comparison shows. On text the quasi-LSTM has 1.6 times the weights of the others, with",
+    "`expansion=1` 1.1 times. Tensor attention, whose time and memory grow with the cube of the length,",
+    "is compared on the shortest inputs only; attention on grids of tokens, which is not causal, is not",
+    "here.",
 )
