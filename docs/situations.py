@@ -151,9 +151,9 @@ ATTENTION = (
 )  # fmt: skip
 
 BY_LENGTH = (
-    "Every attention that a causal model can have, in a transformer of 2 blocks, 32 features and 2 heads",
+    "Every attention that a causal model can have, in a transformer of 2 blocks, 32 features and 2 heads,",
     "trained for equally many steps in each column, 3 seeds: bits per byte of text, of which fewer are",
-    "better and the share of four values recalled, of which more are. Columns are not to be compared with",
+    "better, and the share of four values recalled, of which more are. Columns are not to be compared with",
     "each other: longer texts had fewer steps, 2,048 tokens in each, one sequence at least. Recall has",
     "2,000 steps of 128 sequences, with which softmax learns it. Bold marks differences from softmax that",
     "the comparison shows. On text the quasi-LSTM has 1.6 times the weights of the others, with",
