@@ -19,7 +19,7 @@ learned at all):
 - Refits: 128 normal inputs in 16 dimensions; eight times new targets from U(-1, 1) and 100 full-batch updates
   more of the same network and optimiser; error is the mean square over the targets' variance, after the
   eighth. Same network, rates and selection; 51 bins on [-1.2, 1.2].
-It took 519 s on a busy core: three rates, three arms and ten seeds do not fit two minutes.
+It takes five to six minutes: three rates, three arms and ten seeds do not fit two.
 Neither is a recipe (targets depend on the network, or change), hence the loops here.
 """
 
