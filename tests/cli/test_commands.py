@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -11,9 +12,11 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 import logitkit
 from logitkit import catalog
+from logitkit.cli.terminal import print_ranking
 
 
 def command(*words: str, cwd) -> subprocess.CompletedProcess:
@@ -86,6 +89,19 @@ def test_compare_prints_ranking_writes_everything_and_resumes_at_once(tmp_path):
     again = command(*words, cwd=tmp_path)
     assert "runs, " not in again.stdout.split("recipe")[0].replace("4/4 runs", "")
     assert json.loads((tmp_path / "n.json").read_text())["runs"] == first["runs"]
+
+
+def test_a_narrow_terminal_leaves_the_seconds_out(tmp_path):
+    """Nothing is cut: not in 80 columns, where they do not fit, and not in 100, where they do."""
+    result = logitkit.compare(loss=["cross_entropy", "ldr"], data="iris", seeds=2, epochs=1, folder=tmp_path)
+    for width, shown in ((80, False), (100, True)):
+        console = Console(width=width, file=io.StringIO())
+        print_ranking(console, result)
+        table = console.file.getvalue()
+        assert ("seconds" in table) == shown
+        assert "…" not in table
+        assert "loss=cross_entropy" in table
+        assert "difference [95 %]" in table
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")

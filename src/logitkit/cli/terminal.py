@@ -75,7 +75,7 @@ class LiveRanking:
             self._live = Live(console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         self._bar.update(self._task, completed=status.finished)
-        table = ranking_table(status.plan, rank(status.plan, status.records))
+        table = fitting_table(self.console, status.plan, rank(status.plan, status.records))
         self._live.update(Group(table, self._bar))
 
 
@@ -84,7 +84,7 @@ def print_ranking(console: Console, result: Comparison) -> None:
     plan = result.plan
     # further metrics only where they do not squeeze the verdict
     more = SHOWN[plan.dataset.task] if console.width >= 130 else ()
-    console.print(ranking_table(plan, result.ranking, more))
+    console.print(fitting_table(console, plan, result.ranking, more))
     seeds = f"{plan.seeds} seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     console.print(
         f"{plan.dataset.name}, {seeds}; differences from {escape(plan.labels[0])} with 95 %"
@@ -92,6 +92,14 @@ def print_ranking(console: Console, result: Comparison) -> None:
         style="dim",
         soft_wrap=True,
     )
+
+
+def fitting_table(console: Console, plan: Any, rows: list[Row], more: tuple[str, ...] = ()) -> Table:
+    """The ranking, without its seconds where the console is too narrow for them."""
+    table = ranking_table(plan, rows, more)
+    if table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum > console.width:
+        table.columns.pop()
+    return table
 
 
 def ranking_table(plan: Any, rows: list[Row], more: tuple[str, ...] = ()) -> Table:
