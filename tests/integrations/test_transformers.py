@@ -13,10 +13,11 @@ pytest.importorskip("transformers")
 
 import transformers as hf
 
+from logitkit.adapt import FLATLoss
 from logitkit.errors import MissingExtra
 from logitkit.integrations.transformers import patch_loss, unpatch_loss, use_loss
-from logitkit.losses import EISLLoss, MultitaskLoss, dco_sequence
-from logitkit.ops import linear_comp_sum, use
+from logitkit.losses import LDRKL, EISLLoss, MultitaskLoss, dco_sequence
+from logitkit.ops import linear_comp_sum, linear_ldr, use
 
 WORDS = 512
 SIZES = {
@@ -163,15 +164,20 @@ def test_a_saved_model_is_the_models_own_kind(tmp_path):
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
-def test_another_loss():
+@pytest.mark.parametrize(
+    ("linear", "of_logits"),
+    [
+        (partial(linear_comp_sum, tau=2.0), lambda z, y: 1 - z.softmax(-1).gather(1, y[:, None])[:, 0]),
+        (partial(linear_ldr, lam=2.0, margin=0.5), LDRKL(lam=2.0, margin=0.5, normalize=False)),
+    ],
+)
+def test_another_loss(linear, of_logits):
     model = make()
-    logits = model(**draw()).logits[:, :-1]
     y = draw()["labels"][:, 1:]
-    p = torch.softmax(logits, -1).gather(-1, y.clamp(min=0)[..., None])[..., 0]
-    patch_loss(model, partial(linear_comp_sum, tau=2.0))
-    assert float(model(**draw()).loss.detach()) == pytest.approx(
-        float((1 - p)[y != -100].mean().detach()), rel=1e-5
-    )
+    logits = model(**draw()).logits[:, :-1][y != -100]
+    expected = float(of_logits(logits, y[y != -100]).mean().detach())
+    patch_loss(model, linear)
+    assert float(model(**draw()).loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_compiled_and_under_autocast():
@@ -342,6 +348,28 @@ def test_the_loss_follows_the_mode_of_the_model():
     assert not loss.training
     model.train()
     assert model(**draw()).loss != model(**draw()).loss  # noise
+
+
+def test_flat_in_one_batch_is_the_loss_of_two():
+    """Rows to forget and template rows in one forward, against two forwards and tanh(P) / 2 by hand."""
+    model, batch, template = make().double().eval(), draw(5, 12), torch.tensor([0, 1, 0, 1, 1]).bool()
+    p = []
+    for rows in (template, ~template):
+        labels = batch["labels"][rows][:, 1:]
+        found = model(input_ids=batch["input_ids"][rows]).logits[:, :-1].softmax(-1)
+        of_tokens = found.gather(2, labels[..., None].clamp(min=0))[..., 0]
+        answers = zip(of_tokens, labels, strict=True)
+        p.append(torch.stack([row[y != -100].mean() for row, y in answers]).mean())
+    expected = (p[1].tanh() - p[0].tanh()) / 2
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    loss = use_loss(model, FLATLoss("tv").of_rows)(**batch, template=template).loss
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+    with pytest.raises(ValueError, match="5 of 5 rows"):
+        model(**batch, template=torch.ones(5))
+    with pytest.raises(ValueError, match="needs template"):
+        model(**batch)
 
 
 def test_a_model_with_a_loss_copies_saves_and_gets_its_own_back(tmp_path):

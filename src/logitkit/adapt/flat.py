@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -121,3 +121,23 @@ class FLATLoss(Unlearner):
         template = answer_probability(template_logits, template_labels, self.ignore_index, self.legacy)
         reward, penalty = (DIVERGENCES | REVERSED)[self.divergence]
         return penalty(forget.mean()) - reward(template.mean())
+
+    def of_rows(
+        self,
+        logits: Float[Tensor, "batch time classes"],
+        labels: Int[Tensor, "batch time"],
+        template: Bool[Tensor, " batch"],
+    ) -> Float[Tensor, ""]:
+        """The loss of one batch that holds both: rows with an answer to forget and, where `template` is true,
+        rows with a template answer. A Hugging Face causal language model unlearns with it after
+        `integrations.transformers.use_loss(model, FLATLoss().of_rows)`, given `template` beside its labels.
+
+        Raises: ValueError, beside what the loss raises, for a batch that lacks either.
+        """
+        rows = template.to(logits.device).bool()
+        if rows.shape != logits.shape[:1] or rows.all() or not rows.any():
+            raise ValueError(
+                "template must be true for some rows of the batch and false for others, got"
+                f" {int(rows.sum())} of {len(logits)} rows in shape {tuple(rows.shape)}."
+            )
+        return self(logits[~rows], labels[~rows], logits[rows], labels[rows])

@@ -32,8 +32,9 @@ def patch_loss(
     `evaluation=True`; the Trainer's `compute_metrics` finds no logits then. Packed sequences need what they
     need without the patch: labels of -100 where one begins.
 
-    loss: `linear_cross_entropy`, or another loss of a linear layer such as `linear_comp_sum`, called with
-    (hidden, weight, labels, bias, ignore_index=, reduction=), and softcap= where the model caps its logits.
+    loss: `linear_cross_entropy`, or another loss of a linear layer (`linear_comp_sum`, `linear_ldr`), called
+    with (hidden, weight, labels, bias, ignore_index=, reduction=), and softcap= where the model caps its
+    logits.
 
     The model is changed in place (its class becomes a subclass of the same name) and returned. Its logits on
     four tokens are compared with what its head alone makes of the hidden states, so that a model that does
@@ -224,10 +225,11 @@ def use_loss(model: PreTrainedModel, loss: Loss | None) -> PreTrainedModel:
     """Make a causal language model compute its loss with `loss(logits, labels)` wherever it gets `labels`.
 
     loss: of logits (batch, time, vocabulary) and labels (batch, time) that the logits at the same time
-    predict, -100 where nothing is asked: `MultitaskLoss`, `EISLLoss`, `partial(dco_sequence, N=64)`, or the
-    user's own. Further arguments of it (the task_id of `MultitaskLoss`) are taken from those of the model's
-    forward; the Trainer passes columns on with `remove_unused_columns=False`. A module is in the model's
-    training mode. None gives the model its own loss back.
+    predict, -100 where nothing is asked: `MultitaskLoss`, `EISLLoss`, `partial(dco_sequence, N=64)`,
+    `FLATLoss().of_rows`, or the user's own. Further arguments of it (the task_id of `MultitaskLoss`, the
+    template of FLAT) are taken from those of the model's forward; the Trainer passes columns on with
+    `remove_unused_columns=False`. A module is in the model's training mode. None gives the model its own
+    loss back.
 
     A loss of one number per sequence (`dco_sequence`, `EISLLoss(reduction="none")`) is summed over the batch,
     so that gradients accumulated over parts of a batch are those of the batch. One number is a mean: where
