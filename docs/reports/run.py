@@ -27,6 +27,11 @@ CAUSAL = [
     "softmax", "sigmoid", "softplus", "power", "selective", "entropy_guided", "hopfield", "subsampled",
     "linear", "dsf", "qlstm", "cosformer", "lolcats",
 ]  # fmt: skip
+# Length -> attention of the comparisons of recall: at the longer, those that learned something at the shorter.
+RECALLING = {
+    12: [*CAUSAL, "qlstm(expansion=1)", "tensor"],
+    32: [*(c for c in CAUSAL if c not in ("sigmoid", "subsampled", "linear")), "qlstm(expansion=1)"],
+}
 # Length -> steps of the comparisons of attention by length: 2,048 tokens in each, one sequence at least.
 STEPS = {128: 200, 512: 150, 2048: 100, 8192: 20}
 
@@ -195,9 +200,9 @@ REPORTS = {
             f"Four values are to be recalled by their keys among {length} tokens: which attention?",
             {"data": f"recall:n=20000,vocab=32,pairs=4,length={length}", "batch_size": 128, "lr": 3e-3,
              "model": "transformer(dim=32,heads=2)", "steps": 2000, "seeds": 3, "metric": "accuracy",
-             "attention": [*CAUSAL, "qlstm(expansion=1)", *["tensor"] * (length == 12)]},
+             "attention": arms},
         )
-        for length in (12, 32)
+        for length, arms in RECALLING.items()
     },
     "attention-images": Report(
         "Digits of 16 patches: which attention?",

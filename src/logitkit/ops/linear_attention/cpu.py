@@ -15,7 +15,7 @@ from logitkit.ops.dispatch import no_second_derivatives
 from logitkit.ops.gemm import fast_products
 from logitkit.ops.kernels import exp, f32, inner, kernel
 
-# Tokens in a chunk, within which the matrix of weights is made.
+# Tokens in a chunk at most, within which the matrix of weights is made.
 CHUNK = 128
 # Numbers in the weights, or the features, that are held at a time: 2 MiB of float32.
 BLOCK = 2**19
@@ -158,19 +158,27 @@ def _heads(x: Tensor, width: int) -> Iterator[slice]:
     return (slice(h, min(h + some, len(x))) for h in range(0, len(x), some))
 
 
+def _chunk(n: int) -> int:
+    """Tokens in a chunk of `n`, such that the last is hardly shorter than the others."""
+    return -(-n // -(-n // CHUNK))
+
+
 def _stretches(n: int, heads: int) -> list[slice]:
     """Tokens at a time: some whole chunks, the last not always."""
-    step = CHUNK * max(1, BLOCK // (CHUNK * CHUNK * heads))
+    chunk = _chunk(n)
+    step = chunk * max(1, BLOCK // (chunk * chunk * heads))
     return [slice(t, min(t + step, n)) for t in range(0, n, step)]
 
 
 class _Stretch:
-    """Some chunks of some heads: (heads * chunks, CHUNK, dim) features and values, and the states before each
+    """Some chunks of some heads: (heads * chunks, chunk, dim) features and values, and the states before each
     chunk."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor, vector: Tensor, elu: bool) -> None:
+    def __init__(
+        self, chunk: int, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor, vector: Tensor, elu: bool
+    ) -> None:
         self.heads, self.tokens, self.dim = q.shape
-        self.chunks = -(-self.tokens // CHUNK)
+        self.chunk, self.chunks = chunk, -(-self.tokens // chunk)
         self.q = self.pack("q", q, elu)
         self.k = self.pack("k", k, elu)
         self.v = self.pack("v", v)
@@ -182,11 +190,11 @@ class _Stretch:
         self.vectors, self.vector = _before(self.k.sum(1).view(*count, self.dim), vector)
 
     def pack(self, name: str, x: Tensor, elu: bool = False) -> Tensor:
-        y = _buffers(name, self.heads, self.chunks * CHUNK, x.shape[2])
-        return _pack_into(y, x, elu).view(-1, CHUNK, x.shape[2])
+        y = _buffers(name, self.heads, self.chunks * self.chunk, x.shape[2])
+        return _pack_into(y, x, elu).view(-1, self.chunk, x.shape[2])
 
     def unpack(self, x: Tensor) -> Tensor:
-        return x.view(self.heads, self.chunks * CHUNK, *x.shape[2:])[:, : self.tokens]
+        return x.view(self.heads, self.chunks * self.chunk, *x.shape[2:])[:, : self.tokens]
 
     def products(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         return torch.bmm(a, b.transpose(1, 2), out=_buffers(name, len(a), a.shape[1], b.shape[1]))
@@ -213,17 +221,18 @@ def _after(local: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 class _Causal(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, matrix, vector, normalize, eps, elu):
-        heads, n, _ = query.shape
+        heads, n, dim = query.shape
+        chunk = _chunk(n)
         result = query.new_empty(heads, n, value.shape[2])
         below = query.new_empty(heads, n) if normalize else None
         last = torch.empty_like(matrix), torch.empty_like(vector)
         ctx.starts = []
         with fast_products():
-            for own in _heads(query, CHUNK * CHUNK):
+            for own in _heads(query, max(chunk * chunk, dim * value.shape[2])):
                 state = matrix[own], vector[own]
                 for tokens in _stretches(n, own.stop - own.start):
                     ctx.starts.append(state)
-                    s = _Stretch(*(x[own, tokens] for x in (query, key, value)), *state, elu)
+                    s = _Stretch(chunk, *(x[own, tokens] for x in (query, key, value)), *state, elu)
                     weights = s.products("weights", s.q, s.k)
                     if normalize:
                         part = _buffers("below", *s.q.shape[:2])
@@ -249,13 +258,15 @@ class _Causal(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
         grad_matrix, grad_vector = grad_matrix.clone(), grad_vector.clone()
         starts = iter(ctx.starts)
+        _, n, dim = query.shape
+        chunk = _chunk(n)
         with fast_products():
-            for own in _heads(query, CHUNK * CHUNK):
+            for own in _heads(query, max(chunk * chunk, dim * value.shape[2])):
                 dm, dz = grad_matrix[own], grad_vector[own]
-                stretches = _stretches(query.shape[1], own.stop - own.start)
+                stretches = _stretches(n, own.stop - own.start)
                 before = [next(starts) for _ in stretches]
                 for tokens, state in zip(reversed(stretches), reversed(before), strict=True):
-                    s = _Stretch(*(x[own, tokens] for x in (query, key, value)), *state, elu)
+                    s = _Stretch(chunk, *(x[own, tokens] for x in (query, key, value)), *state, elu)
                     count = s.heads, s.chunks
                     g = grad[own, tokens]
                     if normalize:
