@@ -27,7 +27,7 @@ CAUSAL = [
     "softmax", "sigmoid", "softplus", "power", "selective", "entropy_guided", "hopfield", "subsampled",
     "linear", "dsf", "qlstm", "cosformer", "lolcats",
 ]  # fmt: skip
-# Length -> attention of the comparisons of recall: at the longer, those that learned something at the shorter.
+# Length -> attention in the comparisons of recall: at the longer, what learned something at the shorter.
 RECALLING = {
     12: [*CAUSAL, "qlstm(expansion=1)", "tensor"],
     32: [*(c for c in CAUSAL if c not in ("sigmoid", "subsampled", "linear")), "qlstm(expansion=1)"],
