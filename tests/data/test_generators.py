@@ -264,16 +264,23 @@ def test_modular_arithmetic(operation: str, oracle) -> None:
     assert one_hot.x.sum() == 2 * 169
 
 
-def test_recall_answers_can_be_found() -> None:
-    d = generate("recall", "n=200,vocab=32,pairs=5,length=30")
+@pytest.mark.parametrize(("returns", "form"), [(1, "tokens"), (3, "tokens"), (2, "pairs")])
+def test_recall_answers_can_be_found(returns: int, form: str) -> None:
+    joined = form == "pairs"
+    d = generate("recall", f"n=200,vocab=32,pairs=5,length=30,returns={returns},form={form}")
+    first = 5 if joined else 10
     for x, y in zip(d.x.tolist(), d.y.tolist(), strict=True):
-        memory = dict(zip(x[:10:2], x[1:10:2], strict=True))
+        if joined:  # 15 keys from 1 on, 16 values from 16 on
+            memory = {1 + (t - 32) // 16: 16 + (t - 32) % 16 for t in x[:5]}
+        else:
+            memory = dict(zip(x[:10:2], x[1:10:2], strict=True))
         assert len(memory) == 5
         asked = [(token, answer) for token, answer in zip(x, y, strict=True) if answer != IGNORE]
-        assert sorted(token for token, _ in asked) == sorted(memory)
+        assert sorted(token for token, _ in asked) == sorted([*memory] * returns)
         assert all(memory[token] == answer for token, answer in asked)
-        assert y[:10] == [IGNORE] * 10
-        assert sum(token != 0 for token in x) == 15
+        assert y[:first] == [IGNORE] * first
+        assert sum(token != 0 for token in x) == first + 5 * returns
+    assert max(d.x.flatten().tolist()) < d.vocabulary == 32 + joined * 15 * 16
 
 
 @pytest.mark.parametrize("operation", ["copy", "reverse", "sort", "add"])

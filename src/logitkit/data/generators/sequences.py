@@ -30,30 +30,48 @@ def modular(generator: Generator, p: int = 59, operation: str = "add", form: str
     return Dataset("modular", x, y, "classification", "tokens", numbered(p), vocabulary=p + 1)
 
 
-def recall(generator: Generator, n: int = 5000, vocab: int = 64, pairs: int = 8, length: int = 64) -> Dataset:
+def recall(
+    generator: Generator,
+    n: int = 5000,
+    vocab: int = 64,
+    pairs: int = 8,
+    length: int = 64,
+    returns: int = 1,
+    form: str = "tokens",
+) -> Dataset:
     """Multi-query associative recall (MQAR): after key-value pairs, name the value of each key that returns.
 
-    A row is k1 v1 ... kP vP, with distinct keys, and then `length` - 2P positions in which every key appears
-    once more at a random place, between tokens 0. Keys are tokens 1 to vocab/2 - 1, values vocab/2 to vocab
-    - 1. At a returning key y is its value, elsewhere `IGNORE`. x and y are (n, length). (Arora et al. 2023,
+    A row is k1 v1 ... kP vP, with distinct keys, and then, up to `length` tokens, every key `returns` times
+    more at random places, between tokens 0. Keys are tokens 1 to vocab/2 - 1, values vocab/2 to vocab - 1. At
+    a returning key y is its value, elsewhere `IGNORE`. x and y are (n, length). (Arora et al. 2023,
     arXiv:2312.04927, with returns placed uniformly.)
+
+    form: "tokens" as above; "pairs" makes one token of each pair, from `vocab` on, so that nothing but recall
+    has to be learned: one layer of attention can do it, where keys apart from their values need one before
+    that binds them.
     """
-    at_least(1, n=n, pairs=pairs)
-    at_least(3 * pairs, length=length)
-    if vocab // 2 - 1 < pairs:
+    at_least(1, n=n, pairs=pairs, returns=returns)
+    word(("tokens", "pairs"), form=form)
+    joined = form == "pairs"
+    first, most = pairs if joined else 2 * pairs, pairs * returns
+    at_least(first + most, length=length)
+    half = vocab // 2
+    if half - 1 < pairs:
         raise InputError(
             f"vocab={vocab} has fewer keys than pairs={pairs}: at least {2 * pairs + 2} is needed."
         )
-    half = vocab // 2
     keys = 1 + torch.rand(n, half - 1, generator=generator).argsort(dim=1)[:, :pairs]
     values = torch.randint(half, vocab, (n, pairs), generator=generator)
-    rest = length - 2 * pairs
-    places = 2 * pairs + torch.rand(n, rest, generator=generator).argsort(dim=1)[:, :pairs]
+    places = first + torch.rand(n, length - first, generator=generator).argsort(dim=1)[:, :most]
     x = torch.zeros(n, length, dtype=torch.int64)
-    x[:, : 2 * pairs] = torch.stack([keys, values], dim=2).flatten(1)
-    x.scatter_(1, places, keys)
-    y = torch.full_like(x, IGNORE).scatter_(1, places, values)
-    return Dataset("recall", x, y, "sequence", "tokens", numbered(vocab), vocabulary=vocab)
+    if joined:
+        x[:, :first] = vocab + (keys - 1) * (vocab - half) + values - half
+    else:
+        x[:, :first] = torch.stack([keys, values], dim=2).flatten(1)
+    x.scatter_(1, places, keys.repeat(1, returns))
+    y = torch.full_like(x, IGNORE).scatter_(1, places, values.repeat(1, returns))
+    tokens = vocab + joined * (half - 1) * (vocab - half)
+    return Dataset("recall", x, y, "sequence", "tokens", numbered(tokens), vocabulary=tokens)
 
 
 def strings(generator: Generator, n: int = 5000, operation: str = "reverse", length: int = 8) -> Dataset:
