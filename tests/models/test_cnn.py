@@ -16,8 +16,8 @@ def test_shapes_and_size(shape):
 
 
 def test_it_follows_a_shift_and_sees_the_neighbourhood():
-    model = CNN((1, 64, 64))
-    x = torch.zeros(1, 1, 64, 64)
+    model = CNN((1, 64, 64)).double()
+    x = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
     x[..., 24:28, 24:28] = torch.randn(4, 4)
     here, there = model.forward_features(x), model.forward_features(x.roll((16, 16), (2, 3)))
     torch.testing.assert_close(here[..., 3, 3], there[..., 5, 5])  # 8 pixels are one cell of the 8x8 map
