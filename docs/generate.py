@@ -296,7 +296,7 @@ def _by_length() -> list[str]:
     heads = [f"[{' '.join(name.split('-')[1:])}](comparisons.md#{name})" for name in names]
     lines = ["", "## Causal attention by length", "", *_SITUATIONS.BY_LENGTH, ""]
     lines += ["| attention | parameters | " + " | ".join(heads) + " |", "|---" * (2 + len(names)) + "|"]
-    for name in dict.fromkeys(name for arms in found for name in arms):
+    for name in dict.fromkeys(arm for each in names for arm in COMPARISONS[each].settings["attention"]):
         cells = [f"{found[0][name].row['means']['parameters']:,.0f}" if name in found[0] else "-"]
         for study, arms in zip(studies, found, strict=True):
             if name not in arms:
