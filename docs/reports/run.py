@@ -202,6 +202,16 @@ REPORTS = {
          "model": "transformer(dim=32,heads=2)", "batch_size": 16, "lr": 3e-3, "steps": 600, "seeds": 3,
          "metric": "accuracy", "attention": [*CAUSAL, "qlstm(expansion=1)"]},
     ),
+    **{
+        f"attention-recall-{length}": Report(
+            f"Four pairs of key and value, each one token, are to be recalled over {length:,} tokens: which"
+            " attention?",
+            {"data": f"recall:n={rows},vocab=10,pairs=4,length={length},returns={length // 8},form=pairs",
+             "model": "transformer(dim=64,heads=1,depth=1,position=none)", "batch_size": 1, "lr": 2e-3,
+             "steps": steps, "seeds": 3, "metric": "accuracy", "attention": [*CAUSAL, "qlstm(expansion=1)"]},
+        )
+        for length, rows, steps in ((512, 500, 300), (2048, 850, 500))
+    },
     "attention-images": Report(
         "Digits of 16 patches: which attention?",
         {"data": "digits", "model": "vit(dim=32,depth=2)", "seeds": 3,
