@@ -5,7 +5,7 @@ Set beforehand: 2 layers, digits, binary weights and attention; equal steps; see
 Left open, and chosen before the first run of a seed:
 - `vit` with its defaults but for the depth: 16 tokens of width 64, 30 epochs from random weights, AdamW with
   the cosine schedule. Each arm and seed has the best of RATES on its validation rows.
-- As in the authors' code MLPs have binary weights and real inputs, and the projections of attention take signs.
+- As in the authors' code MLPs have binary weights and real inputs; attention's projections take signs.
 - The baseline is the authors' `BiAttention_baseline` and `BiMlp_1w32a`: a weight is 1 where the score is
   positive, and its gradient passes where the score lies within (-1, 1).
 - Two stages are MLPs first, half of the steps each. An arm in full precision is only reported.
