@@ -46,7 +46,8 @@ class SoftmaxAwareBinarize(nn.Module):
         if self.scale == "optimal":
             held = weights.detach() * found
             found = found * (held.sum(-1, keepdim=True) / found.sum(-1, keepdim=True).clamp(min=1))
-        return found + (weights - weights.detach())
+        straight = torch.is_grad_enabled() and weights.requires_grad
+        return found + (weights - weights.detach()) if straight else found
 
 
 def softmax_aware_attention(

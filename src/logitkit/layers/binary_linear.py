@@ -211,5 +211,4 @@ def _bit_product(x: Tensor, weight: Signs) -> Tensor:
 
 
 def _scaled(product: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    out = product * scale
-    return out if bias is None else out + bias
+    return product * scale if bias is None else torch.addcmul(bias, product, scale)
