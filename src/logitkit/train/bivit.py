@@ -44,14 +44,15 @@ class CrossLayerBinarization:
     if wanted, `attention=bivit`. In a training loop of your own, call `models.binarize_vit` for one family
     and later for the other.
 
-    Defaults: MLPs first. The paper has the two stages; neither it nor the authors' code fixes their share of
-    the budget, which is half here.
+    Defaults: MLPs first, and half of the budget each, which are choices made here: the authors' code does not
+    hold the training. The schedule of the rate runs over both stages.
 
     Raises: ValueError for another schedule, a network that lacks binary layers of a family, or a patience.
 
     Source: He et al., ICCV 2023, arXiv:2211.07091, its cross-layer binarisation.
 
-    Not for: early stopping, which may end before all is binary.
+    Not for: few steps from random weights, which are better spent on a model that is binary from the start;
+    early stopping, which may end before all is binary.
     """
 
     def __init__(self, schedule: Sequence[str] = FAMILIES) -> None:
