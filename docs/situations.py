@@ -135,7 +135,9 @@ ATTENTION = (
         "Cheaper or smaller layers",
         (),
         (("layers", "acm"), ("layers", "kat"), ("layers", "activator"), ("layers", "snnk"),
-         ("attention", "subsampled"), ("models", "attention_supernet")),
+         ("attention", "bivit"), ("layers", "binary_linear"), ("attention", "subsampled"),
+         ("models", "attention_supernet")),
+        "`layers.pack` keeps one bit for each weight of a model with `layers=binary_linear`.",
     ),
     Situation(
         "Layers with a guarantee",

@@ -91,6 +91,7 @@ class Card:
     search_space: hyperparameter -> range, what `tune=K` searches.
     no_compile:   why `torch.compile(fullgraph=True)` cannot work, if it cannot.
     no_gradcheck: why its autograd gradient is not the derivative of its value, if it is not.
+    no_half:      why half precision need not come near its float32 value, if it need not.
     build:        the class or function itself.
     """
 
@@ -107,6 +108,7 @@ class Card:
     search_space: Mapping[str, Space]
     no_compile: str | None
     no_gradcheck: str | None
+    no_half: str | None
     build: Callable[..., Any] = field(repr=False)
 
     @property
@@ -133,6 +135,7 @@ def part(
     search_space: Mapping[str, Space] | None = None,
     no_compile: str | None = None,
     no_gradcheck: str | None = None,
+    no_half: str | None = None,
 ) -> Callable[[T], T]:
     """Register the decorated class or function as a part. The fields are those of `Card`."""
     if room not in ROOMS:
@@ -145,7 +148,7 @@ def part(
             name=name, room=room, title=title, paper=paper, number=number, companion_of=companion_of,
             replaces=replaces, aliases=aliases, tasks=frozenset(tasks), needs=needs,
             search_space=dict(search_space or {}), no_compile=no_compile, no_gradcheck=no_gradcheck,
-            build=build,  # type: ignore[arg-type]
+            no_half=no_half, build=build,  # type: ignore[arg-type]
         )  # fmt: skip
         unknown = set(card.search_space) - set(inspect.signature(card.build).parameters)
         if unknown:

@@ -71,7 +71,8 @@ def check_dtypes(card: Card) -> None:
         _same(_run(card, dtype=torch.float32, device=device), exact, f"float32 on {device}", 2e-3, 2e-4)
         half = _run(card, dtype=torch.bfloat16, device=device)
         assert torch.isfinite(half).all(), "bfloat16 result is not finite"
-        _same(half, exact, f"bfloat16 on {device}", 0.12, 0.12)
+        if not card.no_half:
+            _same(half, exact, f"bfloat16 on {device}", 0.12, 0.12)
 
 
 def check_autocast(card: Card) -> None:
@@ -87,7 +88,9 @@ def check_autocast(card: Card) -> None:
             out.float().sum().backward()
             if inputs[0].grad is not None:
                 assert torch.isfinite(inputs[0].grad).all(), "gradient under autocast is not finite"
-        _same(out.detach(), _run(card, dtype=torch.float32), f"autocast on {device}", 0.12, 0.12)
+        assert torch.isfinite(out).all(), "the result under autocast is not finite"
+        if not card.no_half:
+            _same(out.detach(), _run(card, dtype=torch.float32), f"autocast on {device}", 0.12, 0.12)
 
 
 def check_gradient(card: Card) -> None:
@@ -307,8 +310,11 @@ def check_optimizer(card: Card) -> None:
 
 def check_algorithm(card: Card) -> None:
     """An algorithm of the engine learns, repeats itself under a seed, and resumes bit for bit."""
-    place = {"data": "passages:n=160,documents=40", "head": "dual"}
-    place = place if "search" in card.tasks else {"data": "moons:n=160"}
+    place = {"data": "moons:n=160"}
+    if "search" in card.tasks:
+        place = {"data": "passages:n=160,documents=40", "head": "dual"}
+    if card.name == "bivit":  # needs binary layers in attention and MLPs
+        place = {"data": "shapes:n=160", "model": "vit(depth=1,dim=16)", "layers": "binary_linear"}
     recipe = Recipe.of(**place, algorithm=card.name, epochs=6, batch_size=16, lr=0.01)
     prepared = Prepared.of(data.split(data.load(recipe.data), 0))
 

@@ -9,7 +9,7 @@ from logitkit.engine import Prepared, Recipe, Trainer
 from logitkit.engine.network import build_network
 from logitkit.engine.objective import Batch
 from logitkit.errors import InputError
-from logitkit.layers import OrthogonalConv2d, ReLUSNNK, SpartanBlock, conv_matrix
+from logitkit.layers import BinaryLinear, OrthogonalConv2d, ReLUSNNK, SpartanBlock, conv_matrix
 from logitkit.models import CNN, MLP, ViT
 from logitkit.models.vit import Block
 
@@ -35,6 +35,21 @@ def test_a_layer_takes_the_place_that_its_card_names(digits, part, model, kind, 
     x = digits.train[0][:4]
     assert network(x).shape == (4, 10)
     network(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("model", ["vit(depth=2)", "mlp(hidden=(128,))"])
+def test_linear_layers_but_the_first_and_the_last(digits, model):
+    """Those of a transformer's blocks: projections of attention, and the feed-forward part."""
+    network = build_network(Recipe.of(layers="binary_linear(act_bits=32)", model=model), digits.shape)
+    found = {name for name, m in network.named_modules() if isinstance(m, BinaryLinear)}
+    blocks = {
+        f"backbone.blocks.{i}.{name}"
+        for i in range(2)
+        for name in ("attention.in_proj", "attention.out_proj", "mlp.0", "mlp.2")
+    }
+    assert found == (blocks if "vit" in model else {"backbone.layers.0"})
+    network(digits.train[0][:4]).sum().backward()
     assert all(p.grad is not None for p in network.parameters())
 
 

@@ -1,8 +1,13 @@
 """Attention: functions in the place of torch's `scaled_dot_product_attention`, and modules in that of
 `nn.MultiheadAttention(batch_first=True)`."""
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from logitkit.attention.axial import AxialAttention, axial_attention
 from logitkit.attention.base import Cache, MultiheadAttention
+from logitkit.attention.bivit import BiViTAttention, SoftmaxAwareBinarize, softmax_aware_attention
 from logitkit.attention.convit import GatedPositionalAttention, positional_attention
 from logitkit.attention.cosformer import CosformerAttention, cosformer_attention
 from logitkit.attention.cswin import CrossShapedAttention, window_attention, window_lepe
@@ -53,7 +58,8 @@ from logitkit.attention.softplus import SoftplusAttention, reweight, softplus_at
 from logitkit.attention.subsampled import SelfEnsemble, SubsampledAttention, random_windows, set_dense
 from logitkit.attention.tensor import TensorAttention, khatri_rao, required_degree, tensor_attention
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "bivit": softmax_aware_attention,
     "cosformer": cosformer_attention,
     "linear": linear_attention,
     "power": power_attention,
@@ -68,6 +74,7 @@ __all__ = [
     "FUNCTIONS",
     "QLSTM",
     "AxialAttention",
+    "BiViTAttention",
     "Cache",
     "CosformerAttention",
     "CrossShapedAttention",
@@ -91,6 +98,7 @@ __all__ = [
     "SelfEnsemble",
     "SigmoidAttention",
     "SoftmaxAttention",
+    "SoftmaxAwareBinarize",
     "SoftmaxFreeAttention",
     "SoftplusAttention",
     "SubsampledAttention",
@@ -127,6 +135,7 @@ __all__ = [
     "set_dense",
     "sigmoid_attention",
     "softmax_attention",
+    "softmax_aware_attention",
     "softmax_free_attention",
     "softplus_attention",
     "taylor_attention",

@@ -6,7 +6,7 @@ a subclass of `MultiheadAttention` whose `attend` calls it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -148,15 +148,20 @@ class MultiheadAttention(nn.Module):
     def split(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The projections as heads, before they are normalised and turned."""
         kv = self.num_kv_heads * self.head_dim
-        sizes = [self.embed_dim, kv, kv]
-        if key is query and value is query:
-            parts = self.in_proj(query).split(sizes, -1)
-        else:
-            weights = self.in_proj.weight.split(sizes)
-            biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.split(sizes)
-            parts = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+        parts = self.projections((query, key, value), [self.embed_dim, kv, kv])
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in parts)
         return q, k, v
+
+    def projections(self, inputs: tuple[Tensor, Tensor, Tensor], sizes: list[int]) -> Sequence[Tensor]:
+        """What `in_proj` makes of queries, keys and values: the first of `sizes` features of its output for
+        the queries, and so on."""
+        if all(x is inputs[0] for x in inputs):
+            return self.in_proj(inputs[0]).split(sizes, -1)
+        if not isinstance(self.in_proj, nn.Linear):
+            return [self.in_proj(x).split(sizes, -1)[i] for i, x in enumerate(inputs)]
+        weights = self.in_proj.weight.split(sizes)
+        biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.split(sizes)
+        return [F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
 
     def place(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Heads of queries and keys normalised, and turned by their positions, where the part asks for it."""

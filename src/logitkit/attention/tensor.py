@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from logitkit.attention.base import MultiheadAttention, key_mask
 from logitkit.ops import attention
@@ -239,10 +238,7 @@ class TensorAttention(MultiheadAttention):
     def split(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As the base's; keys and values of a head hold those of every place, one after the other."""
         many = (self.order - 1) * self.embed_dim
-        sizes = [self.embed_dim, many, many]
-        weights = self.in_proj.weight.split(sizes)
-        biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.split(sizes)
-        parts = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+        parts = self.projections((query, key, value), [self.embed_dim, many, many])
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts)
         return q, k, v
 

@@ -14,6 +14,7 @@ from logitkit.layers.acm import (
     set_mode,
 )
 from logitkit.layers.activator import ActivatorBlock, GatingUnit
+from logitkit.layers.binary_linear import BinaryLinear, PackedLinear, pack, storage_bits
 from logitkit.layers.hyperzzw import (
     HyperZZW,
     SFNEBlock,
@@ -65,6 +66,7 @@ __all__ = [
     "GRKAN",
     "URFSNNK",
     "ActivatorBlock",
+    "BinaryLinear",
     "FullyBundled",
     "GatingUnit",
     "GroupRational",
@@ -80,6 +82,7 @@ __all__ = [
     "MultiScaleEmbed",
     "NonlinearityLight",
     "OrthogonalConv2d",
+    "PackedLinear",
     "RaftBlock",
     "RaftTokenMixer",
     "ReLUSNNK",
@@ -114,11 +117,13 @@ __all__ = [
     "orthogonal_conv_loss",
     "orthogonal_kernel",
     "orthogonality",
+    "pack",
     "pretrain_gates",
     "ramp",
     "recorded_gates",
     "relu_features",
     "set_mode",
     "slow_neural_loss",
+    "storage_bits",
     "wave_product",
 ]

@@ -6,6 +6,7 @@ from logitkit.models.ait import AiTSmall, MaskedVQVAE, mask_augment, masked_mse,
 from logitkit.models.attention_supernet import Architecture, AttentionSupernet, PairwiseRanker, Space, search
 from logitkit.models.axial import AxialEncoder, AxialImageLM
 from logitkit.models.base import Backbone
+from logitkit.models.bivit import binarize_vit
 from logitkit.models.cnn import CNN
 from logitkit.models.convit import ConViT
 from logitkit.models.cswin import CSWin
@@ -72,6 +73,7 @@ __all__ = [
     "Transformer",
     "ViT",
     "attention_schedule",
+    "binarize_vit",
     "compound_loss",
     "linear_mask_schedule",
     "mask_augment",

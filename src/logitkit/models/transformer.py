@@ -40,8 +40,8 @@ class Transformer(Backbone):
 
     Defaults: depth 2, dim 64, 4 heads, no dropout, learned positions; the sizes are for a laptop.
     position="rope" turns queries and keys instead, and with it or "none" inputs may be longer than
-    `input_shape` says. `attention`, `norm` and `mlp` put other layers into the blocks, see
-    `models.vit.Block`.
+    `input_shape` says. `attention`, `norm`, `mlp` and `linear` put other layers into the blocks, see
+    `models.vit.Layers`.
 
     Raises: ValueError for an `input_shape` that is not (tokens,), a `dim` that `heads` does not divide, a
     depth below 1, dropout outside [0, 1), a vocabulary below 2, tokens of another dtype, out of range or too
@@ -66,6 +66,7 @@ class Transformer(Backbone):
         attention: Make = SoftmaxAttention,
         norm: Make = nn.LayerNorm,
         mlp: Make = feed_forward,
+        linear: Make = nn.Linear,
     ) -> None:
         super().__init__(input_shape)
         if len(self.input_shape) != 1:
@@ -88,7 +89,7 @@ class Transformer(Backbone):
         self.embedding = nn.Embedding(vocabulary, dim)
         length = self.input_shape[0]
         self.position = nn.Parameter(0.02 * torch.randn(length, dim)) if position == "learned" else None
-        layers = Layers(attention, norm, mlp)
+        layers = Layers(attention, norm, mlp, linear=linear)
         place: dict[str, Any] = {"max_len": length, "n_ref": length}
         if position == "rope":
             place["rope"] = True

@@ -17,9 +17,9 @@ from logitkit.registry import Choice, Real, Whole, part
 Make = Callable[..., nn.Module]
 
 
-def feed_forward(dim: int, hidden: int) -> nn.Module:
+def feed_forward(dim: int, hidden: int, linear: Make = nn.Linear) -> nn.Module:
     """The usual feed-forward part of a block."""
-    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+    return nn.Sequential(linear(dim, hidden), nn.GELU(), linear(hidden, dim))
 
 
 class Layers(NamedTuple):
@@ -28,13 +28,15 @@ class Layers(NamedTuple):
     attention: called with (dim, heads), a part of `attention`. norm: with (dim,). mlp: with (dim, hidden).
     mixer: with (dim, grid), tokens to tokens, in the place of attention. Each also gets by name what it asks
     for of where it is: `grid`, (height, width) in tokens; `max_len` and `n_ref`, the number of tokens;
-    `layer`, the number of the block.
+    `layer`, the number of the block. linear: with (in_features, out_features), the layers of `feed_forward`
+    and attention's projections; an mlp may ask for `linear` too.
     """
 
     attention: Make = SoftmaxAttention
     norm: Make = nn.LayerNorm
     mlp: Make = feed_forward
     mixer: Make | None = None
+    linear: Make = nn.Linear
 
 
 class Block(nn.Module):
@@ -57,11 +59,13 @@ class Block(nn.Module):
         self.mixes = layers.mixer is not None
         if layers.mixer is None:
             self.attention = fitted_in(layers.attention, dim, heads, **place)
+            if layers.linear is not nn.Linear:
+                project_with(layers.linear, self.attention)
         else:
             self.attention = fitted_in(layers.mixer, dim, **place)
         if causal and "causal" not in getattr(self.attention, "takes", {"causal"}):
             raise ValueError(f"{type(self.attention).__name__} sees all tokens: it cannot be causal.")
-        self.mlp = fitted_in(layers.mlp, dim, 4 * dim, **place)
+        self.mlp = fitted_in(layers.mlp, dim, 4 * dim, linear=layers.linear, **place)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
@@ -69,6 +73,14 @@ class Block(nn.Module):
         mixed = self.attention(tokens) if self.mixes else self.attention(tokens, is_causal=self.causal)[0]
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+def project_with(linear: Make, attention: nn.Module) -> None:
+    """Put other layers in the place of the projections `in_proj` and `out_proj`, where they are nn.Linear."""
+    for name in ("in_proj", "out_proj"):
+        old = getattr(attention, name, None)
+        if isinstance(old, nn.Linear):
+            setattr(attention, name, linear(old.in_features, old.out_features))
 
 
 class GridBlock(nn.Module):
@@ -99,11 +111,11 @@ class ViT(Backbone):
     unitless.
 
     Defaults: depth 4, dim 64, 4 heads, no dropout, softmax attention, LayerNorm and a GELU network in every
-    block; `attention`, `norm`, `mlp` and `mixer` put other layers there, see `Layers`. `block`, called with
-    (dim,), takes the place of whole blocks, on maps (batch, dim, height, width) of tokens. The patch is the
-    smallest power of two that leaves at most 16 tokens (2x2 at 8x8 pixels, 8x8 at 32x32, the paper's 16x16 at
-    64x64); an image it does not divide is padded with zeros. Mean pooling instead of the paper's class token,
-    as its appendix D.3 finds equal.
+    block; `attention`, `norm`, `mlp`, `mixer` and `linear` put other layers there, see `Layers`. `block`,
+    called with (dim,), takes the place of whole blocks, on maps (batch, dim, height, width) of tokens. The
+    patch is the smallest power of two that leaves at most 16 tokens (2x2 at 8x8 pixels, 8x8 at 32x32, the
+    paper's 16x16 at 64x64); an image it does not divide is padded with zeros. Mean pooling instead of the
+    paper's class token, as its appendix D.3 finds equal.
 
     Raises: ValueError for an `input_shape` that is not (channels, height, width), a `dim` that `heads` does
     not divide, a depth below 1, dropout outside [0, 1), a `block` beside other layers of blocks, an input of
@@ -128,6 +140,7 @@ class ViT(Backbone):
         norm: Make = nn.LayerNorm,
         mlp: Make = feed_forward,
         mixer: Make | None = None,
+        linear: Make = nn.Linear,
         block: Make | None = None,
     ) -> None:
         super().__init__(input_shape)
@@ -143,7 +156,7 @@ class ViT(Backbone):
         self.padding = (0, -width % patch, 0, -height % patch)
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         self.position = nn.Parameter(0.02 * torch.randn(tokens, dim))
-        layers = Layers(attention, norm, mlp, mixer)
+        layers = Layers(attention, norm, mlp, mixer, linear)
         place: dict[str, Any] = {"grid": grid, "max_len": tokens, "n_ref": tokens}
         blocks: list[nn.Module]
         if block is None:
@@ -151,7 +164,7 @@ class ViT(Backbone):
         elif layers == Layers(norm=norm):
             blocks = [GridBlock(fitted_in(block, dim, layer=i, **place), grid) for i in range(depth)]
         else:
-            raise ValueError("a block leaves no place for an attention, an mlp or a mixer, and got one.")
+            raise ValueError("a block leaves no place for an attention, mlp, mixer or linear, and got one.")
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm(dim)
         self.out_features = dim

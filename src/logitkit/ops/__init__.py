@@ -1,7 +1,7 @@
 """Numerics shared by the rooms: input checks, reductions, random draws, and stable log-space functions."""
 
 from logitkit.ops.attention import attention
-from logitkit.ops.binary_matmul import binary_matmul, pack_signs
+from logitkit.ops.binary_matmul import Signs, binary_matmul, pack_signs, unpack_signs
 from logitkit.ops.calibration_error import calibration_error
 from logitkit.ops.checks import (
     check_batch,
@@ -56,6 +56,7 @@ from logitkit.ops.retrieval import (
     skewness,
 )
 from logitkit.ops.rotary import rotary
+from logitkit.ops.signs import straight_signs
 from logitkit.ops.soft_topk import soft_topk, soft_topk_threshold
 from logitkit.ops.softmax import log_softmax, logsumexp, softmax
 from logitkit.ops.spherical import SphericalOutput
@@ -67,6 +68,7 @@ __all__ = [
     "Polynomial",
     "PolynomialInverse",
     "PolynomialRsqrt",
+    "Signs",
     "SphericalOutput",
     "all_triplets",
     "attention",
@@ -130,7 +132,9 @@ __all__ = [
     "soft_topk",
     "soft_topk_threshold",
     "softmax",
+    "straight_signs",
     "supervised_contrastive",
+    "unpack_signs",
     "use",
     "values_visible",
     "weighted_contrastive",

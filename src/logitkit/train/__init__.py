@@ -1,6 +1,7 @@
 """Optimisers, samplers and training procedures."""
 
 from logitkit.train.ar2 import AR2
+from logitkit.train.bivit import CrossLayerBinarization
 from logitkit.train.counter_current import (
     CounterCurrent,
     CounterCurrentConv2d,
@@ -19,6 +20,7 @@ __all__ = [
     "CounterCurrentConv2d",
     "CounterCurrentLinear",
     "CounterCurrentNet",
+    "CrossLayerBinarization",
     "Hebbian",
     "NGAMESampler",
     "PerpGrad",

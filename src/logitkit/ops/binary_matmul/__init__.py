@@ -39,6 +39,13 @@ def pack_signs(x: Float[Tensor, "*rows k"]) -> Signs:
 
 
 @torch.no_grad()
+def unpack_signs(packed: Signs) -> Float[Tensor, "*rows k"]:
+    """1 and -1 in float32, as `pack_signs` found them."""
+    bits = packed.words[..., None] >> torch.arange(64, device=packed.words.device) & 1
+    return 1 - 2 * bits.flatten(-2)[..., : packed.length].float()
+
+
+@torch.no_grad()
 def binary_matmul(
     a: Tensor | Signs,
     b: Tensor | Signs,
