@@ -3,6 +3,7 @@
 from logitkit.contrast.anncur import ANNCUR, recall_vs_cost, topk_recall
 from logitkit.contrast.ar2 import AR2Loss, AR2Trainer
 from logitkit.contrast.base import RankingLoss
+from logitkit.contrast.cacr import CACRLoss
 from logitkit.contrast.decoupled_softmax import DecoupledSoftmax, decoupled_softmax
 from logitkit.contrast.icnn import ICNNLoss, icnn_score
 from logitkit.contrast.local_triplet import LocalTripletLoss, hard_tuples, local_triplet, match_local
@@ -15,6 +16,8 @@ from logitkit.contrast.proto_triplet import (
     episode_accuracy,
     prototypes,
 )
+from logitkit.contrast.siglip import SigLIPLoss
+from logitkit.contrast.simclr import SimCLRLoss
 from logitkit.contrast.soft_topk import SoftTopK
 from logitkit.contrast.supcon import SupConLoss
 from logitkit.contrast.tempnet_contrastive import TemperatureGenerator, TempNetContrastive
@@ -25,6 +28,7 @@ __all__ = [
     "ANNCUR",
     "AR2Loss",
     "AR2Trainer",
+    "CACRLoss",
     "DecoupledSoftmax",
     "EpisodeSampler",
     "ICNNLoss",
@@ -34,6 +38,8 @@ __all__ = [
     "NTXentLoss",
     "ProtoTripletLoss",
     "RankingLoss",
+    "SigLIPLoss",
+    "SimCLRLoss",
     "SoftTopK",
     "SupConLoss",
     "TempNetContrastive",

@@ -1,5 +1,6 @@
-"""The slot: objectives on embeddings, `loss(embeddings, labels)`; or, with several relevant labels among
-many, on scores, `loss(scores, target)`."""
+"""The slot: objectives on embeddings, `loss(embeddings, labels)`; with several relevant labels among many, on
+scores, `loss(scores, target)`; of several views of each example, `loss(views, labels=None)`, which looks at
+no label and says in its attribute `views` how many it wants."""
 
 from __future__ import annotations
 
@@ -7,9 +8,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from logitkit.ops import Labels, check_multilabel, check_reduction, reduce
+from logitkit.ops import Labels, check_multilabel, check_numbers, check_reduction, reduce
 
-__all__ = ["RankingLoss"]
+__all__ = ["RankingLoss", "check_views"]
+
+
+def check_views(views: Tensor, count: int | None = None) -> Float[Tensor, "views batch d"]:
+    """Return `views` unchanged.
+
+    Raises ValueError for another shape than (views, batch, d) with `count` views, or at least two, for a
+    dtype that is not floating point, an empty batch, or NaN.
+    """
+    many = str(count) if count else "at least 2"
+    if views.ndim != 3 or views.numel() == 0 or not (len(views) == count if count else len(views) > 1):
+        raise ValueError(f"views must have shape ({many}, batch, d), not empty, got {tuple(views.shape)}.")
+    if not views.is_floating_point():
+        raise ValueError(f"views must be floating point, got {views.dtype}.")
+    check_numbers(views, "views")
+    return views
 
 
 class RankingLoss(nn.Module):

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from logitkit import catalog
-from logitkit.data.base import IGNORE, OF_TOKENS
+from logitkit.data.base import IGNORE, OF_PIXELS, OF_TOKENS
 from logitkit.engine.network import Network, Shape, locate
 from logitkit.engine.recipe import PartSpec, Recipe, card_of
 from logitkit.engine.tasks import TASKS, in_bags
 from logitkit.errors import InputError
 from logitkit.heads import LinearHead
+from logitkit.ops import random_views
 
 # What terms may need beside scores and target.
-KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias", "bags"}
+KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias", "bags", "views"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Objective(nn.Module):
         self._of_sequences = any(term.of == "sequences" for term in terms)
         self._of_layer = any("weight" in term.needs for term in terms)
         self._of_bags = any("bags" in term.needs for term in terms)
+        wanted: list[Any] = [term.loss.views for term in terms if term.of == "views"]
+        self._views: int = max(wanted, default=0)
 
     def forward(self, network: Network, batch: Batch) -> Tensor:
         target, ids, keep = batch.y, batch.ids, None
@@ -83,10 +86,14 @@ class Objective(nn.Module):
             known |= {"weight": network.head.weight, "bias": network.head.bias}
         if self._of_bags:
             known["bags"], target = in_bags(target, self._bag)
+        if self._views:
+            views = random_views(batch.x, self._views)
+            known["views"] = network.hidden(views.flatten(0, 1))[1].unflatten(0, views.shape[:2])
         total: Tensor | None = None
         for loss, (weight, needs, of) in zip(self.losses, self._terms, strict=True):
             labels = batch.y if of == "sequences" else target
-            value = loss(known[of], labels, **{k: known[k] for k in needs})
+            seen = known[of][: loss.views] if of == "views" else known[of]
+            value = loss(seen, labels, **{k: known[k] for k in needs})
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         assert total is not None
@@ -191,7 +198,14 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     unknown = set(card.needs) - KNOWN
     if unknown:
         raise InputError(f"{slot}={spec} needs {', '.join(sorted(unknown))}, which comparisons do not have.")
+    if "views" in card.needs and (shape.vocabulary is not None or shape.task in OF_PIXELS):
+        raise InputError(
+            f"{slot}={spec} compares views of whole images or of rows; the data is a {shape.task} task"
+            f" {'on tokens' if shape.vocabulary is not None else 'on pixels'}."
+        )
     loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
+    if "views" in card.needs:
+        return Term(loss, spec.weight, of="views")
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
     contrast = card.room == "contrast" and like == "classification"
     of = "embeddings" if contrast or "weight" in card.needs else "scores"

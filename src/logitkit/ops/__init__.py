@@ -1,6 +1,7 @@
 """Numerics shared by the rooms: input checks, reductions, random draws, and stable log-space functions."""
 
 from logitkit.ops.attention import attention
+from logitkit.ops.augment import random_views
 from logitkit.ops.binary_matmul import Signs, binary_matmul, pack_signs, unpack_signs
 from logitkit.ops.calibration_error import calibration_error
 from logitkit.ops.checks import (
@@ -119,6 +120,7 @@ __all__ = [
     "nms",
     "nt_xent",
     "pack_signs",
+    "random_views",
     "ranker_loss",
     "recall_at",
     "reduce",

@@ -13,6 +13,8 @@ from contract.samples import FEATURES, Sample
 
 
 def make(card, batch, normal, g, build, dtype, device) -> Sample:
+    if "views" in card.needs:
+        return several_views(batch, normal, build)
     if "multilabel" in card.tasks:
         return losses.multilabel(batch, normal, g, build, device)
     if hasattr(card.build, "search"):
@@ -52,6 +54,19 @@ def two_views(card, batch, normal, build, device) -> Sample:
         "views of other lengths": lambda p: p(a, torch.cat([b, b]), **extra),
     }
     return Sample(build, (a,), lambda part, a: part(a, b, **extra), bad)
+
+
+def several_views(batch, normal, build) -> Sample:
+    """A valid call of `loss(views)`; with two views also a valid one for losses of more."""
+    views = normal(2, batch, FEATURES)
+    bad = {
+        "views of another rank": lambda p: p(views[0]),
+        "one view": lambda p: p(views[:1]),
+        "integer views": lambda p: p(views.long()),
+        "NaN": lambda p: p(views * float("nan")),
+        "an empty batch": lambda p: p(views[:, :0]),
+    }
+    return Sample(build, (views,), lambda part, views: part(views), bad)
 
 
 def search(batch, normal, build) -> Sample:
