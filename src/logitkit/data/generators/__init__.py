@@ -14,7 +14,7 @@ from logitkit.data.generators.detections import detections
 from logitkit.data.generators.glyphs import glyphs
 from logitkit.data.generators.labelling import crowd, ratings
 from logitkit.data.generators.marks import marks
-from logitkit.data.generators.points import hierarchy, mixture, moons, spirals
+from logitkit.data.generators.points import hierarchy, mixture, moons, spirals, words
 from logitkit.data.generators.retrieval import extreme, pairs, passages
 from logitkit.data.generators.sequences import facts, modular, recall, strings
 from logitkit.data.generators.shapes import attributes, scenes, shapes
@@ -30,6 +30,7 @@ GENERATORS: dict[str, Callable[..., Dataset]] = {
         spirals,
         mixture,
         hierarchy,
+        words,
         tabular,
         concepts,
         friedman,
@@ -84,6 +85,7 @@ __all__ = [
     "strings",
     "tabular",
     "textures",
+    "words",
 ]
 
 

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from logitkit.data.base import Dataset
 from logitkit.data.generators.check import at_least, fraction
+from logitkit.errors import InputError
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -125,3 +126,21 @@ def hierarchy(
     group = y % groups
     x = top[group] + offset[y] + torch.randn(n, dim, generator=generator)
     return Dataset("hierarchy", x, y, "classification", "vector", numbered(classes), {"group": group})
+
+
+def words(generator: Generator, bits: int = 12) -> Dataset:
+    """Every word of `bits` bits, in random order, halved by a rule: x (2^bits, bits) of -1 and 1, y = 1 where
+    w . x + u x_a x_b + v x_c x_d is above its median; w, u and v are normal, of standard deviation 1 and 2,
+    the four places drawn.
+
+    A domain small enough to be known whole, so that information about the input can be counted.
+    """
+    at_least(4, bits=bits)
+    if bits > 20:
+        raise InputError(f"bits={bits} must be at most 20: the data are all 2^bits words.")
+    every = torch.arange(2**bits)[torch.randperm(2**bits, generator=generator)]
+    x = ((every[:, None] >> torch.arange(bits)) & 1).float() * 2 - 1
+    weight, pair = torch.randn(bits, generator=generator), 2 * torch.randn(2, generator=generator)
+    a, b, c, d = torch.randperm(bits, generator=generator)[:4].tolist()
+    score = x @ weight + pair[0] * x[:, a] * x[:, b] + pair[1] * x[:, c] * x[:, d]
+    return Dataset("words", x, (score > score.median()).long(), "classification", "vector", numbered(2))
