@@ -2,8 +2,8 @@
 
 Set beforehand: images of 32x32 of Gaussian blobs and of rectangles, whose 2 and 4 parameters are coupled so
 that 0, 1, 2, 3 or 4 nats are shared; 4,000 pairs, 3 seeds; a mean absolute error of 0.35 nat, a third of that
-of nearest neighbours among raw pixels; and a convolutional network with noise on grey shapes, of which I(T; Y)
-rises to 90 % of H(Y).
+of nearest neighbours among raw pixels; and a convolutional network with noise on grey shapes, of which
+I(T; Y) rises to 90 % of H(Y).
 Left open, and chosen before the first run:
 - Parameters are normal, each of a pair correlated alike, then uniform by their distribution function. A blob
   has a standard deviation of 3 pixels and its centre anywhere; a rectangle has two sorted uniform numbers for
@@ -11,8 +11,8 @@ Left open, and chosen before the first run:
 - Autoencoders on both sides, of as many numbers as there are parameters, 100 epochs on 4,000 other pairs.
 - Raw pixels: `ops.mutual_information` with the same 5 neighbours.
 - The network: three convolutions of stride 2 with 16, 32, 32 channels and a layer of 16 tanh units with noise
-  of 0.1, Adam at 1e-3, 40 epochs of 4,000 shapes; PCA to 5 numbers; the plane is that of 2,000 others, every 4
-  epochs.
+  of 0.1, Adam at 1e-3, 40 epochs of 4,000 shapes; PCA to 5 numbers; the plane is that of 2,000 others, every
+  4 epochs.
 """
 
 from __future__ import annotations
