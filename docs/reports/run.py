@@ -210,7 +210,7 @@ REPORTS = {
              "model": "transformer(dim=64,heads=1,depth=1,position=none)", "batch_size": 1, "lr": 2e-3,
              "steps": steps, "seeds": 3, "metric": "accuracy", "attention": [*CAUSAL, "qlstm(expansion=1)"]},
         )
-        for length, rows, steps in ((512, 500, 300), (2048, 850, 500))
+        for length, rows, steps in ((512, 1400, 800), (2048, 850, 500))
     },
     "attention-images": Report(
         "Digits of 16 patches: which attention?",

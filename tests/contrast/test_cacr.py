@@ -70,16 +70,22 @@ def test_without_sharpness_it_is_the_mean_distance():
 def test_weights_are_those_of_the_loss():
     loss = CACRLoss(1.5, 2.5)
     attraction, repulsion = loss.weights(waves())
-    z = torch.nn.functional.normalize(waves(), dim=-1).float()
-    torch.testing.assert_close(attraction.sum(-1), torch.ones(3, 6))
+    z = torch.nn.functional.normalize(waves(), dim=-1)
+    torch.testing.assert_close(attraction.sum(-1), torch.ones(3, 6).double())
     rows = repulsion.sum(-1)
-    torch.testing.assert_close(rows, (1 - torch.eye(3))[:, :, None].expand(3, 3, 6))
+    torch.testing.assert_close(rows, (1 - torch.eye(3)).double()[:, :, None].expand(3, 3, 6))
     assert (repulsion.diagonal(dim1=2, dim2=3) == 0).all()
     other = torch.tensor([[1, 2], [0, 2], [0, 1]])
     near = (z[:, None] - z[other]).square().sum(-1).transpose(1, 2)
     far = (z[:, None, :, None] - z[None, :, None, :]).square().sum(-1)
     value = (attraction * near).sum(-1).mean() - (repulsion * far).sum(-1)[rows > 0].mean()
-    assert loss(waves()).item() == pytest.approx(value.item(), abs=1e-5)
+    assert loss(waves()).item() == pytest.approx(value.item(), abs=1e-9)
+
+
+def test_views_may_be_several_tensors():
+    assert CACRLoss()(list(waves())) == CACRLoss()(waves())
+    with pytest.raises(ValueError, match="one shape, got 2"):
+        CACRLoss()([torch.randn(3, 4), torch.randn(2, 4)])
 
 
 def test_two_views_weigh_their_only_positive_fully():

@@ -34,3 +34,8 @@ def test_it_trains_embeddings_for_retrieval():
     settings = {"data": "glyphs:n=300,classes=10,size=12+task=retrieval", "model": "cnn(width=8)"}
     found, untrained = (run(Recipe.of(**settings, epochs=5, loss="supcon", lr=lr)) for lr in (3e-3, 1e-9))
     assert found.metrics["map"] > untrained.metrics["map"]
+
+
+def test_a_head_that_learns_by_itself_learns_beside_it():
+    found = run(Recipe.of(data="digits", loss="supcon", head="naive_bayes", epochs=5))
+    assert found.metrics["accuracy"] > 0.8

@@ -152,8 +152,8 @@ def test_a_comparison_needs_no_choice_and_reports_the_tasks_numbers(tmp_path):
 
 def test_tuning_chooses_anchors_and_passes_over_what_the_budget_does_not_hold(tmp_path):
     result = logitkit.compare(
-        **{**SMALL, "epochs": 1}, search="anncur(budget=51),anncur(budget=52)", tune=4, seeds=1, jobs=1,
-        folder=tmp_path,
+        **{**SMALL, "epochs": 1, "lr": 1e-4}, search="anncur(budget=51),anncur(budget=52)", tune=8, seeds=1,
+        jobs=1, folder=tmp_path,
     )  # fmt: skip
     tuned = [record["tuned"] for record in result.records.values()]
     assert all(each == {} or 10 <= each["search.anchors"] < 52 for each in tuned)

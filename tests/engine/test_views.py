@@ -105,3 +105,9 @@ def test_without_labels_it_finds_what_belongs_together():
 def test_views_of_tokens_and_pixels_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
         trained(**settings, regularize="cacr")
+
+
+def test_a_loss_that_trains_no_last_layer_is_refused():
+    for loss in ("cacr", "supcon"):
+        with pytest.raises(InputError, match=f"loss={loss} trains embeddings and no last layer"):
+            trained(loss=loss)

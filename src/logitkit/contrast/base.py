@@ -4,6 +4,8 @@ no label and says in its attribute `views` how many it wants."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -13,12 +15,17 @@ from logitkit.ops import Labels, check_multilabel, check_numbers, check_reductio
 __all__ = ["RankingLoss", "check_views"]
 
 
-def check_views(views: Tensor, count: int | None = None) -> Float[Tensor, "views batch d"]:
-    """Return `views` unchanged.
+def check_views(views: Tensor | Sequence[Tensor], count: int | None = None) -> Float[Tensor, "views batch d"]:
+    """Return `views`, stacked if they are several tensors of one shape.
 
     Raises ValueError for another shape than (views, batch, d) with `count` views, or at least two, for a
     dtype that is not floating point, an empty batch, or NaN.
     """
+    if not isinstance(views, Tensor):
+        shapes = {tuple(view.shape) for view in views}
+        if len(shapes) != 1:
+            raise ValueError(f"views must have one shape, got {len(shapes)}: {sorted(shapes)}.")
+        views = torch.stack(list(views))
     many = str(count) if count else "at least 2"
     if views.ndim != 3 or views.numel() == 0 or not (len(views) == count if count else len(views) > 1):
         raise ValueError(f"views must have shape ({many}, batch, d), not empty, got {tuple(views.shape)}.")

@@ -43,8 +43,9 @@ class CACRLoss(nn.Module):
     b = softmax_j(-t_neg c) over one view of every other example, averaged over ordered pairs of views. The
     weights carry gradient. t_pos = 0 or t_neg = 0 weighs all alike, the paper's ablations.
 
-    Shapes: views (views, batch, d), two or more; labels are not looked at. Returns a scalar, in at
-    least float32. `weights(views)` are a and b. O(batch) memory, see `ops.weighted_contrastive`.
+    Shapes: views (views, batch, d), two or more, or as many tensors (batch, d); labels are not looked
+    at. Returns a scalar, in at least float32. `weights(views)` are a and b. O(batch) memory, see
+    `ops.weighted_contrastive`.
 
     Defaults: t_pos = t_neg = alpha = beta = 1 and five views, one of which is compared with four, as in the
     authors' code.
@@ -82,7 +83,8 @@ class CACRLoss(nn.Module):
     @torch.no_grad()
     def weights(self, views: Float[Tensor, "views batch d"]) -> Weights:
         """a and b of each view, in views^2 x batch^2 memory: to see what pulls and what pushes."""
-        z = F.normalize(check_views(views).float(), dim=-1)
+        views = check_views(views)
+        z = F.normalize(views.to(torch.promote_types(views.dtype, torch.float32)), dim=-1)
         count, batch = z.shape[:2]
         other = torch.stack([torch.tensor([v for v in range(count) if v != u]) for u in range(count)])
         near = (z[:, None] - z[other]).square().sum(-1)

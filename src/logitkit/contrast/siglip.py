@@ -27,8 +27,8 @@ class SigLIPLoss(nn.Module):
     Equation: -1/batch sum_ij log sigmoid(z_ij (t cos_ij + b)), z_ij = 1 where i = j and -1 elsewhere;
     t = exp(`log_scale`) and b = `bias` learn.
 
-    Shapes: views (2, batch, d), or two towers stacked; labels are not looked at. Returns a scalar. O(batch)
-    memory, see `ops.sigmoid_contrastive`.
+    Shapes: views (2, batch, d), or two tensors (batch, d), such as two towers put out; labels are not
+    looked at. Returns a scalar. O(batch) memory, see `ops.sigmoid_contrastive`.
 
     Defaults: t = 10 and b = -10 at the start, as in the paper: most pairs are none.
 

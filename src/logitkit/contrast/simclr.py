@@ -25,8 +25,8 @@ class SimCLRLoss(nn.Module):
     Equation: mean_i -log( exp(s_{i p(i)}) / sum_{j != i} exp(s_ij) ), s = cosine / temperature, over both
     views of the batch, p(i) the other view of i's example.
 
-    Shapes: views (2, batch, d); labels are not looked at. Returns a scalar; 0 for a batch of one. O(batch)
-    memory, see `ops.nt_xent`.
+    Shapes: views (2, batch, d), or two tensors (batch, d); labels are not looked at. Returns a scalar; 0
+    for a batch of one. O(batch) memory, see `ops.nt_xent`.
 
     Defaults: temperature 0.5, the paper's for small images.
 

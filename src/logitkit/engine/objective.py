@@ -76,7 +76,7 @@ class Objective(nn.Module):
                 keep = _scored(target)
                 target, ids = target[keep], ids[keep]
         known: dict[str, Any] = {"ids": ids, "model": network, "inputs": batch.x}
-        if self._of_scores:
+        if self._of_scores or network.head_takes_target:  # a head may learn from targets by itself
             known |= network.outputs(batch.x, target, keep)._asdict()
         else:
             known["features"], known["embeddings"] = network.hidden(batch.x, keep)
@@ -144,6 +144,12 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
     else:
         first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape)
     terms = [first, *(_term("regularize", spec, shape) for spec in recipe.regularize)]
+    idle = all(term.of in ("embeddings", "views") and "weight" not in term.needs for term in terms)
+    if idle and owner is None and shape.task != "retrieval" and not network.head_takes_target:
+        raise InputError(
+            f"loss={recipe.loss} trains embeddings and no last layer: add it to a loss, as in"
+            f" regularize={recipe.loss}, or use data={recipe.data}+task=retrieval or head=naive_bayes."
+        )
     plain = isinstance(network.head, LinearHead) and network.normalizer is None
     if not plain and any("weight" in term.needs for term in terms):
         raise InputError(

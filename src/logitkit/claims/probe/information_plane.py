@@ -35,7 +35,8 @@ EVERY = 5
     " at most 1.5; the ratio of signal to noise of its gradients falls by a factor of 3.",
     seeds=range(3),
     note="Two of three tanh networks fall by 5 and 7 bits after they are 90 % right, the third by 3: of the"
-    " 7.7 bits that it starts with, it has lost a third or more by then. No ReLU network falls by more than 1.2.",
+    " 7.7 bits that it starts with, it has lost a third or more by then. No ReLU network falls by more than"
+    " 1.2.",
 )
 def information_plane(trial: Trial) -> list[Check]:
     epochs = trial.few(300, 20)

@@ -68,7 +68,7 @@ def errors_of(kind: str, seed: int, pairs: int, epochs: int) -> list[tuple[float
     return found
 
 
-def images(kind: str, shared: float, seed: int, pairs: int, use: str) -> tuple[Tensor, Tensor]:
+def images(kind: str, shared: int, seed: int, pairs: int, use: str) -> tuple[Tensor, Tensor]:
     """Pairs of images, flat, with that many nats in common."""
     parameters = KINDS[kind]
     rho = math.sqrt(1 - math.exp(-2 * shared / parameters))
