@@ -64,6 +64,13 @@ SITUATIONS = (
     Situation("Embeddings to search with", ("retrieval", "hubs"),
               (("heads", "madacos"), ("heads", "normalized_softmax"), ("heads", "cosine"),
                ("contrast", "local_triplet"), ("calibrate", "dbnorm"))),
+    Situation(
+        "Views of an example in the place of labels, or beside them",
+        (),
+        (("contrast", "cacr"), ("contrast", "simclr"), ("contrast", "siglip")),
+        "`regularize=0.1*cacr` beside a loss of labels; `loss=cacr` with `data=...+task=retrieval` learns"
+        " without any.",
+    ),
     Situation("Documents that answer queries", ("search", "search-cost"),
               (("heads", "dual"), ("heads", "cross"), ("contrast", "ar2"), ("contrast", "anncur"))),
     Situation("Inputs unlike those of training", ("one-class",),
@@ -101,7 +108,7 @@ ATTENTION = (
     ),
     Situation(
         "Recalling one of many tokens, or relations of three",
-        ("attention-recall-12", "attention-recall-128"),
+        ("attention-recall-12", "attention-recall-128", "attention-recall-512", "attention-recall-2048"),
         (("attention", "hopfield"), ("attention", "selective"), ("attention", "tensor")),
         "What keeps a state of fixed size instead of all keys has lower means than softmax over 128 tokens;"
         " normalised attention and the quasi-LSTM are shown to be worse"
@@ -144,6 +151,12 @@ ATTENTION = (
         (),
         (("layers", "orthogonal_conv"), ("layers", "layer_norm"), ("attention", "power")),
         "`attention=power` becomes a model of sums and products only, for encrypted inputs.",
+    ),
+    Situation(
+        "What a layer knows of its input and of the label",
+        (),
+        (("probe", "information_plane"), ("probe", "ebab"), ("probe", "adaptive_kde"), ("probe", "lossy_mi")),
+        "`probe.InformationPlane` follows the layers of a model through training with any of them.",
     ),
     Situation(
         "Learning without backpropagation, and why attention learns what it learns",

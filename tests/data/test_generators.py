@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import LinearSVC
 
 from logitkit import data
 from logitkit.data.base import IGNORE, Table
@@ -350,6 +351,20 @@ def test_spirals_are_separate_arms() -> None:
     d = generate("spirals", "n=600,sd=0.01")
     assert KNeighborsClassifier(3).fit(d.x[:400], d.y[:400]).score(d.x[400:], d.y[400:]) > 0.95
     assert LinearDiscriminantAnalysis().fit(d.x, d.y).score(d.x, d.y) < 0.8
+
+
+def test_words_are_all_there_and_halved_by_single_bits_and_two_pairs() -> None:
+    d = generate("words", "bits=8", seed=3)
+    assert d.x.shape == (256, 8)
+    assert len(torch.unique(d.x, dim=0)) == 256
+    assert set(d.x.unique().tolist()) == {-1, 1}
+    assert 120 <= int(d.y.sum()) <= 128  # what is at the median is below
+    pairs = torch.stack([d.x[:, i] * d.x[:, j] for i in range(8) for j in range(i)], dim=1)
+    rule = LinearSVC(C=1e4, max_iter=100_000)
+    assert rule.fit(torch.cat([d.x, pairs], dim=1), d.y).score(torch.cat([d.x, pairs], dim=1), d.y) == 1
+    assert rule.fit(d.x, d.y).score(d.x, d.y) < 1
+    with pytest.raises(InputError, match="at most 20"):
+        generate("words", "bits=21")
 
 
 def test_modes_make_clusters_within_a_class() -> None:
