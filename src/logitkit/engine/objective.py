@@ -18,7 +18,7 @@ from logitkit.errors import InputError
 from logitkit.heads import LinearHead
 
 # What terms may need beside scores and target.
-KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias", "bags"}
+KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias", "bags", "teacher_logits"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class Objective(nn.Module):
     A module so that what losses keep (per-example weights, generators) travels in its `state_dict`.
 
     bag: how many rows in turn share a target; a batch holds whole bags.
+    teacher_logits: the teacher's scores of all training rows, set before training; None without a teacher.
     """
+
+    teacher_logits: Tensor | None = None
 
     def __init__(self, terms: list[Term], bag: int = 1) -> None:
         super().__init__()
@@ -84,9 +87,13 @@ class Objective(nn.Module):
         if self._of_bags:
             known["bags"], target = in_bags(target, self._bag)
         total: Tensor | None = None
+        if self.teacher_logits is not None:
+            known["teacher_logits"] = self.teacher_logits[ids]
         for loss, (weight, needs, of) in zip(self.losses, self._terms, strict=True):
             labels = batch.y if of == "sequences" else target
-            value = loss(known[of], labels, **{k: known[k] for k in needs})
+            needed = {k: known[k] for k in needs}
+            teacher = [needed.pop("teacher_logits")] if "teacher_logits" in needs else []
+            value = loss(known[of], *teacher, labels, **needed)
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         assert total is not None
@@ -130,13 +137,14 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
             f"{owner}={getattr(recipe, owner)} brings its own loss; leave out loss={recipe.loss}."
         )
     if recipe.loss.name != "auto":
-        first = _term("loss", recipe.loss, shape)
+        first = _term("loss", recipe.loss, shape, network)
     elif owner is not None:
         own = owners[owner]
         first = Term(_OwnLoss(own), of=getattr(own, "loss_of", "raw"))
     else:
-        first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape)
-    terms = [first, *(_term("regularize", spec, shape) for spec in recipe.regularize)]
+        first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape, network)
+    terms = [first, *(_term("regularize", spec, shape, network) for spec in recipe.regularize)]
+    _check_teacher(recipe)
     plain = isinstance(network.head, LinearHead) and network.normalizer is None
     if not plain and any("weight" in term.needs for term in terms):
         raise InputError(
@@ -144,6 +152,20 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
             f" head={recipe.head} and softmax={recipe.softmax}."
         )
     return Objective(terms, shape.bag)
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    """Raise InputError for what learns from a teacher without one, and for a teacher without a learner."""
+    learners, taught = recipe.learners, recipe.teacher.name != "none"
+    if learners and not taught:
+        raise InputError(
+            f"{learners[0]} learns from a teacher: name its model, as in teacher=mlp(hidden=(256, 256))."
+        )
+    if taught and not learners:
+        raise InputError(
+            f"teacher={recipe.teacher} has nobody to teach: add a loss that learns from it, as in"
+            " regularize=kd."
+        )
 
 
 def _check_bags(recipe: Recipe, shape: Shape, network: Network, owner: str | None) -> None:
@@ -164,7 +186,7 @@ def _check_bags(recipe: Recipe, shape: Shape, network: Network, owner: str | Non
             raise InputError(f"{slot}={spec} is your own code, which is not told bags; use loss=aggregate.")
 
 
-def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
+def _term(slot: str, spec: PartSpec, shape: Shape, network: Network) -> Term:
     if ":" in spec.name:
         make = locate(spec.name, slot)
         takes = inspect.signature(make).parameters
@@ -191,7 +213,8 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
     unknown = set(card.needs) - KNOWN
     if unknown:
         raise InputError(f"{slot}={spec} needs {', '.join(sorted(unknown))}, which comparisons do not have.")
-    loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
+    place = shape.context(int(network.backbone.out_features))
+    loss = catalog.create(card.room, card.name, **{**place, **spec.kwargs})
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
     contrast = card.room == "contrast" and like == "classification"
     of = "embeddings" if contrast or "weight" in card.needs else "scores"
