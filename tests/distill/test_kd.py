@@ -15,9 +15,9 @@ def sample(*shape, seed=0):
 
 def test_loop_over_plain_floats():
     s, t, expected = sample(4, 5), 2 * sample(4, 5, seed=1), []
-    for z, v in zip(s.tolist(), t.tolist()):
+    for z, v in zip(s.tolist(), t.tolist(), strict=True):
         q, p = ([math.exp(x / 3) / sum(math.exp(y / 3) for y in row) for x in row] for row in (z, v))
-        expected.append(9 * sum(b * math.log(b / a) for a, b in zip(q, p)))
+        expected.append(9 * sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
     found = KDLoss(temperature=3.0, reduction="none")(s, t, torch.tensor([0, 4, 2, 1]))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
@@ -51,7 +51,7 @@ def test_without_logits_it_is_the_same(reduction):
         else:
             value = loss.of_features(*leaves[:2], v, tw, y, leaves[2], tb)
         found.append([value.detach(), *torch.autograd.grad(value.sum(), leaves)])
-    for plain, without in zip(*found):
+    for plain, without in zip(*found, strict=True):
         torch.testing.assert_close(without, plain)
 
 

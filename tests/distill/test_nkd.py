@@ -17,7 +17,7 @@ def waves(n, k, step):
 
 def others(z, y):
     """The rows of z without their label, in order."""
-    return torch.stack([torch.cat([row[:k], row[k + 1 :]]) for row, k in zip(z, y.tolist())])
+    return torch.stack([torch.cat([row[:k], row[k + 1 :]]) for row, k in zip(z, y.tolist(), strict=True)])
 
 
 def test_it_is_made_of_the_pieces_of_distillation():
@@ -84,7 +84,7 @@ def test_without_logits_it_is_less_by_an_entropy(reduction):
         else:
             value = loss.of_features(*leaves[:2], v, tw, y, leaves[2], tb) + 1.5 * entropy
         found.append([value.detach(), *torch.autograd.grad(value.sum(), leaves)])
-    for plain, without in zip(*found):
+    for plain, without in zip(*found, strict=True):
         torch.testing.assert_close(without, plain)
 
 
