@@ -176,6 +176,9 @@ def make_plan(
         arms.append(Recipe.of(data=dataset.name, **chosen).canonical())
         named = ", ".join(f"{key}={_short(chosen[key])}" for key in varied)
         labels.append(named or f"{slot}={_shown(getattr(arms[-1], slot))}")
+    if any(arm.learners for arm in arms):  # the arms beside them that learn from no teacher have none
+        none = {"teacher": Recipe.model_fields["teacher"].default}
+        arms = [arm if arm.learners else arm.model_copy(update=none) for arm in arms]
     if len({arm.hash for arm in arms}) < len(arms):
         raise InputError("two of the recipes to compare are the same; leave one out.")
     prepared = Prepared.of(data.split(dataset, 0))
@@ -207,6 +210,11 @@ def check_fit(recipe: Recipe, prepared: Prepared) -> None:
         build_calibrators(recipe, prepared.shape)
         if TASKS[prepared.shape.task].detects:
             build_detector(recipe.detect, prepared.shape)
+    if recipe.teacher.name != "none":
+        try:
+            check_fit(recipe.of_teacher(), prepared)
+        except InputError as error:
+            raise InputError(f"teacher={recipe.teacher}: {error}") from error
 
 
 def _values(key: str, value: Any) -> list[Any]:

@@ -66,7 +66,7 @@ class Worker:
         record = _record(task, recipe, tuned, result)
         record["split"] = {"seed": task.seed, "file": split_file(Path(), self.plan, task.seed).as_posix()}
         self.store.finish(task.key, value, record)
-        self._checkpoint(task.key).unlink(missing_ok=True)
+        self._drop_checkpoints(task.key)
 
     def _split(self, seed: int) -> Prepared:
         if seed not in self._prepared:
@@ -115,7 +115,7 @@ class Worker:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             else:
                 study.tell(trial, score)
-            self._checkpoint(name).unlink(missing_ok=True)
+            self._drop_checkpoints(name)
         complete = [
             t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE
         ]
@@ -128,6 +128,10 @@ class Worker:
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def _drop_checkpoints(self, name: str) -> None:
+        for path in (self.folder / "checkpoints").glob(f"{name}.*"):  # the teacher has one too
+            path.unlink(missing_ok=True)
 
     def _keep_model(self, task: Run, result: RunResult) -> None:
         """Keep the model of the arm's seed with the best validation score, and drop the others."""
@@ -156,16 +160,16 @@ def split_file(folder: Path, plan: Plan, seed: int) -> Path:
 def search_space(recipe: Recipe, task: Task) -> dict[str, Real | Whole | Choice]:
     """What tuning varies: the step size, and what the cards of the recipe's parts name, as `slot.argument`.
 
-    An argument that the user fixed in the recipe stays fixed, and so does what acts once training is over, of
-    which the validation score knows nothing. Where the head or the normaliser brings a loss there is no
-    other, and where scores are not of classes no normaliser.
+    An argument that the user fixed in the recipe stays fixed, and so do the teacher, and what acts once
+    training is over, of which the validation score knows nothing. Where the head or the normaliser brings a
+    loss there is no other, and where scores are not of classes no normaliser.
     """
     brought = any(hasattr(_build(recipe, slot), "loss") for slot in ("head", "softmax"))
     space: dict[str, Real | Whole | Choice] = {"lr": Real(recipe.lr / 10, recipe.lr * 10, log=True)}
     for slot in SLOTS:
         value = getattr(recipe, slot)
         no_classes = slot == "softmax" and task.network != "classification"
-        if isinstance(value, tuple) or slot in ("detect", "adapt") or no_classes:
+        if isinstance(value, tuple) or slot in ("teacher", "detect", "adapt") or no_classes:
             continue
         auto = slot == "loss" and value.name == "auto"
         value = PartSpec.parse(task.loss) if auto else value

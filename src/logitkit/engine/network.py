@@ -346,7 +346,7 @@ def _check_trained(recipe: Recipe, shape: Shape) -> None:
     """Raise InputError for a choice of what trains, or is trained, where nothing is."""
     if TASKS[shape.task].trains:
         return
-    idle = ["head", "softmax", "loss", "regularize", "optimizer", "algorithm"]
+    idle = ["teacher", "head", "softmax", "loss", "regularize", "optimizer", "algorithm"]
     if shape.task == "boxes":
         idle += ["model", "attention", "layers"]
     for slot in idle:

@@ -19,7 +19,9 @@ from logitkit.heads import LinearHead
 from logitkit.ops import random_views
 
 # What terms may need beside scores and target.
-KNOWN = {"ids", "model", "inputs", "features", "embeddings", "weight", "bias", "bags", "views"}
+KNOWN = {
+    "ids", "model", "inputs", "features", "embeddings", "weight", "bias", "bags", "views", "teacher_logits",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class Objective(nn.Module):
     A module so that what losses keep (per-example weights, generators) travels in its `state_dict`.
 
     bag: how many rows in turn share a target; a batch holds whole bags.
+    teacher_logits: the teacher's scores of all training rows, set before training; None without a teacher.
     """
+
+    teacher_logits: Tensor | None = None
 
     def __init__(self, terms: list[Term], bag: int = 1) -> None:
         super().__init__()
@@ -90,10 +95,14 @@ class Objective(nn.Module):
             views = random_views(batch.x, self._views)
             known["views"] = network.hidden(views.flatten(0, 1))[1].unflatten(0, views.shape[:2])
         total: Tensor | None = None
+        if self.teacher_logits is not None:
+            known["teacher_logits"] = self.teacher_logits[ids]
         for loss, (weight, needs, of) in zip(self.losses, self._terms, strict=True):
             labels = batch.y if of == "sequences" else target
             seen = known[of][: loss.views] if of == "views" else known[of]
-            value = loss(seen, labels, **{k: known[k] for k in needs})
+            needed = {k: known[k] for k in needs}
+            teacher = [needed.pop("teacher_logits")] if "teacher_logits" in needs else []
+            value = loss(seen, *teacher, labels, **needed)
             value = value if weight == 1 else weight * value
             total = value if total is None else total + value
         assert total is not None
@@ -137,13 +146,14 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
             f"{owner}={getattr(recipe, owner)} brings its own loss; leave out loss={recipe.loss}."
         )
     if recipe.loss.name != "auto":
-        first = _term("loss", recipe.loss, shape)
+        first = _term("loss", recipe.loss, shape, network)
     elif owner is not None:
         own = owners[owner]
         first = Term(_OwnLoss(own), of=getattr(own, "loss_of", "raw"))
     else:
-        first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape)
-    terms = [first, *(_term("regularize", spec, shape) for spec in recipe.regularize)]
+        first = _term("loss", PartSpec.parse(TASKS[shape.task].loss), shape, network)
+    terms = [first, *(_term("regularize", spec, shape, network) for spec in recipe.regularize)]
+    _check_teacher(recipe)
     idle = all(term.of in ("embeddings", "views") and "weight" not in term.needs for term in terms)
     if idle and owner is None and shape.task != "retrieval" and not network.head_takes_target:
         raise InputError(
@@ -157,6 +167,20 @@ def build_objective(recipe: Recipe, shape: Shape, network: Network) -> Objective
             f" head={recipe.head} and softmax={recipe.softmax}."
         )
     return Objective(terms, shape.bag)
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    """Raise InputError for what learns from a teacher without one, and for a teacher without a learner."""
+    learners, taught = recipe.learners, recipe.teacher.name != "none"
+    if learners and not taught:
+        raise InputError(
+            f"{learners[0]} learns from a teacher: name its model, as in teacher=mlp(hidden=(256, 256))."
+        )
+    if taught and not learners:
+        raise InputError(
+            f"teacher={recipe.teacher} has nobody to teach: add a loss that learns from it, as in"
+            " regularize=kd."
+        )
 
 
 def _check_bags(recipe: Recipe, shape: Shape, network: Network, owner: str | None) -> None:
@@ -177,7 +201,7 @@ def _check_bags(recipe: Recipe, shape: Shape, network: Network, owner: str | Non
             raise InputError(f"{slot}={spec} is your own code, which is not told bags; use loss=aggregate.")
 
 
-def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
+def _term(slot: str, spec: PartSpec, shape: Shape, network: Network) -> Term:
     if ":" in spec.name:
         make = locate(spec.name, slot)
         takes = inspect.signature(make).parameters
@@ -209,7 +233,8 @@ def _term(slot: str, spec: PartSpec, shape: Shape) -> Term:
             f"{slot}={spec} compares views of whole images or of rows; the data is a {shape.task} task"
             f" {'on tokens' if shape.vocabulary is not None else 'on pixels'}."
         )
-    loss = catalog.create(card.room, card.name, **{**shape.context(), **spec.kwargs})
+    place = shape.context(int(network.backbone.out_features))
+    loss = catalog.create(card.room, card.name, **{**place, **spec.kwargs})
     if "views" in card.needs:
         return Term(loss, spec.weight, of="views")
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.

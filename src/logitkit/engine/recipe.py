@@ -110,24 +110,24 @@ Parts = Annotated[
     PlainSerializer(lambda v: [str(p) for p in v], when_used="always"),
 ]
 
-OBJECTIVES = ("losses", "robust", "contrast", "bottleneck")
+OBJECTIVES = ("losses", "robust", "contrast", "bottleneck", "distill")
 # slot of a recipe -> rooms its parts come from, first match wins
 SLOTS: dict[str, tuple[str, ...]] = {
-    "model": ("models",), "attention": ("attention",), "layers": ("layers",), "head": ("heads",),
-    "softmax": ("softmax",), "loss": OBJECTIVES, "regularize": OBJECTIVES,
+    "model": ("models",), "teacher": ("models",), "attention": ("attention",), "layers": ("layers",),
+    "head": ("heads",), "softmax": ("softmax",), "loss": OBJECTIVES, "regularize": OBJECTIVES,
     "optimizer": ("train",), "algorithm": ("train",), "calibrate": ("calibrate",),
     "detect": ("detect",), "adapt": ("adapt",), "votes": ("robust",), "search": ("contrast",),
 }  # fmt: skip
-# names that are not parts of a room: torch's optimisers, the ordinary training step, all documents,
+# names that are not parts of a room: torch's optimisers, the ordinary training step, all documents, nothing,
 # "whatever fits"
 BUILT_IN = {
-    "layers": ("standard",), "loss": ("auto",), "optimizer": ("adamw", "adam", "sgd"),
+    "teacher": ("none",), "layers": ("standard",), "loss": ("auto",), "optimizer": ("adamw", "adam", "sgd"),
     "algorithm": ("standard",), "adapt": ("auto", "none"), "search": ("exact",),
 }  # fmt: skip
 
 
 # slots that take the user's own code as `module:attribute`
-OWN = ("model", "loss", "regularize", "algorithm")
+OWN = ("model", "teacher", "loss", "regularize", "algorithm")
 
 
 def card_of(slot: str, spec: PartSpec) -> Card | None:
@@ -159,6 +159,8 @@ class Recipe(BaseModel):
 
     data:         where examples come from (see `logitkit.data.load`).
     model:        backbone, a part of `models` or `module:attribute`.
+    teacher:      model of the network that such losses as `kd` learn from, trained first by the rest of this
+                  recipe, without them and with standard attention and layers; "none" where nothing does.
     attention:    what a transformer's tokens attend by, a part of `attention`.
     layers:       a part of `layers` in the place of the model's own (the card's `replaces`: "norm", "mlp",
                   "mixer", "conv", "linear" or "block"); "standard" leaves them.
@@ -192,6 +194,7 @@ class Recipe(BaseModel):
 
     data: str = "digits"
     model: Part = PartSpec(name="mlp")
+    teacher: Part = PartSpec(name="none")
     attention: Part = PartSpec(name="softmax")
     layers: Part = PartSpec(name="standard")
     head: Part = PartSpec(name="linear")
@@ -256,6 +259,20 @@ class Recipe(BaseModel):
                             f"{slot}={spec}: part {card.name!r} has no argument {key!r}.{nearest(key, takes)}"
                         )
 
+    @property
+    def learners(self) -> list[PartSpec]:
+        """The loss and regularisers that learn from a teacher."""
+        cards = {spec: card_of("loss", spec) for spec in (self.loss, *self.regularize)}
+        return [spec for spec, card in cards.items() if card and "teacher_logits" in card.needs]
+
+    def of_teacher(self) -> Recipe:
+        """The recipe of the teacher: this one with its model, and without what learns from it."""
+        learners = self.learners
+        replaced = ["teacher", "attention", "layers", *(["loss"] if self.loss in learners else [])]
+        usual = {slot: Recipe.model_fields[slot].default for slot in replaced}
+        rest = tuple(spec for spec in self.regularize if spec not in learners)
+        return self.model_copy(update={**usual, "model": self.teacher, "regularize": rest})
+
     def canonical(self) -> Recipe:
         """The same recipe with aliases replaced by names, so that `ce` and `cross_entropy` are one."""
         changes: dict[str, Any] = {}
@@ -272,4 +289,6 @@ class Recipe(BaseModel):
     @property
     def hash(self) -> str:
         """16 hex digits that are the same for the same recipe, in every process and on every machine."""
-        return hashlib.sha256(self.canonical().model_dump_json().encode()).hexdigest()[:16]
+        without = {"teacher"} if self.teacher.name == "none" else None
+        text = self.canonical().model_dump_json(exclude=without)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

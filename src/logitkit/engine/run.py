@@ -21,9 +21,9 @@ from logitkit.engine.train import Diverged, Prepared, Progress, Trainer, threads
 class RunResult:
     """What one run found.
 
-    metrics: on the test split. val: the validation scores at the end. costs: `train_seconds`,
-    `peak_memory_mb` (of the process while it ran; None where the system does not tell), `parameters`.
-    curve: one point per epoch. details: reliability bins and out-of-distribution histograms.
+    metrics: on the test split. val: the validation scores at the end. costs: `train_seconds` (the teacher's
+    included), `peak_memory_mb` (of the process while it ran; None where the system does not tell),
+    `parameters`. curve: one point per epoch. details: reliability bins and out-of-distribution histograms.
     status: "done", or "diverged: ..." with no metrics.
     """
 
@@ -89,7 +89,7 @@ def run(
                 metrics, details = predictor.evaluate(x, task.truth(y, pre), train=train)
                 predictor.metrics = metrics
         costs = {
-            "train_seconds": trainer.progress.seconds,
+            "train_seconds": trainer.seconds,
             "peak_memory_mb": memory.peak(),
             "parameters": parameters,
         }

@@ -135,6 +135,7 @@ class Trainer:
         checkpoint_every: int = 500,
         on_epoch: Callable[[Progress], None] | None = None,
     ) -> None:
+        self._given = data
         data = labelled(recipe, data)
         self.recipe, self.data = recipe, data
         self.accelerator = accelerator(recipe.precision)
@@ -156,7 +157,7 @@ class Trainer:
         # precision "no" needs no context at all, and entering one every step is not free
         self.autocast: Callable[[], Any] = _nothing if recipe.precision == "no" else self.accelerator.autocast
         self.progress = Progress()
-        self._started = 0.0
+        self._started = self._teacher_seconds = 0.0
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._x, self._y = (t.to(device) for t in data.train)
         self._val = tuple(t.to(device) for t in data.val)
@@ -167,7 +168,10 @@ class Trainer:
             self._total = 0
 
     def run(self) -> Network:
-        """Train to the end of the budget, from the checkpoint if there is one. Raises `Diverged`."""
+        """Train to the end of the budget, from the checkpoint if there is one; the teacher first. Raises
+        `Diverged`."""
+        if self.recipe.teacher.name != "none":
+            self._learn_from(self.recipe.of_teacher())
         if self._checkpoint is not None and self._checkpoint.is_file():
             self._restore(load_state(self._checkpoint))
         progress, recipe = self.progress, self.recipe
@@ -229,6 +233,11 @@ class Trainer:
         return loss.detach()
 
     @property
+    def seconds(self) -> float:
+        """What training took so far, with that of the teacher."""
+        return self._teacher_seconds + self.progress.seconds
+
+    @property
     def share(self) -> float:
         """How much of the budget is used, from 0 to 1."""
         if self._total == 0:
@@ -261,6 +270,18 @@ class Trainer:
         found = forward(self.network.embed, self._x)
         self.network.train()
         return found
+
+    def _learn_from(self, teacher: Recipe) -> None:
+        """Train the teacher, and give the objective its scores of the training rows. Its checkpoint and its
+        random numbers are its own: it is the same network for every student."""
+        path = self._checkpoint and self._checkpoint.with_suffix(".teacher.safetensors")
+        with torch.random.fork_rng():
+            trainer = Trainer(teacher, self._given, checkpoint=path, checkpoint_every=self._every)
+            try:
+                self.objective.teacher_logits = forward(trainer.run(), self._x)
+            except Diverged as error:
+                raise Diverged(f"of the teacher, {error}") from error
+        self._teacher_seconds = trainer.seconds
 
     def _step(self, batch: Batch) -> float:
         try:
