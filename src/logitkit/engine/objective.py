@@ -213,7 +213,8 @@ def _term(slot: str, spec: PartSpec, shape: Shape, network: Network) -> Term:
     unknown = set(card.needs) - KNOWN
     if unknown:
         raise InputError(f"{slot}={spec} needs {', '.join(sorted(unknown))}, which comparisons do not have.")
-    place = shape.context(int(network.backbone.out_features))
+    backbone: Any = network.backbone
+    place = shape.context(int(backbone.out_features))
     loss = catalog.create(card.room, card.name, **{**place, **spec.kwargs})
     # Contrastive losses compare a batch's embeddings, unless their task has scores for every label.
     contrast = card.room == "contrast" and like == "classification"
