@@ -86,8 +86,8 @@ class Card:
     aliases:      other names that recipes accept.
     tasks:        what it can be trained on.
     needs:        extra keyword arguments its call takes (`"features"`, `"ids"`, `"model"`, `"inputs"`,
-                  `"target"`, `"views"`, `"lengths"`, `"bags"`); the engine supplies them. A detector's say
-                  what it is fitted on: `"logits"` or `"features"`, and `"labels"`.
+                  `"target"`, `"views"`, `"lengths"`, `"bags"`, `"teacher_logits"`); the engine supplies
+                  them. A detector's say what it is fitted on: `"logits"` or `"features"`, and `"labels"`.
     search_space: hyperparameter -> range, what `tune=K` searches.
     no_compile:   why `torch.compile(fullgraph=True)` cannot work, if it cannot.
     no_gradcheck: why its autograd gradient is not the derivative of its value, if it is not.

@@ -233,7 +233,8 @@ def _term(slot: str, spec: PartSpec, shape: Shape, network: Network) -> Term:
             f"{slot}={spec} compares views of whole images or of rows; the data is a {shape.task} task"
             f" {'on tokens' if shape.vocabulary is not None else 'on pixels'}."
         )
-    place = shape.context(int(network.backbone.out_features))
+    backbone: Any = network.backbone
+    place = shape.context(int(backbone.out_features))
     loss = catalog.create(card.room, card.name, **{**place, **spec.kwargs})
     if "views" in card.needs:
         return Term(loss, spec.weight, of="views")
