@@ -51,7 +51,6 @@ from logitkit.ops.reranking import mine_negatives, ranker_loss, retriever_loss
 from logitkit.ops.retrieval import (
     hubness_skew,
     k_occurrence,
-    median_rank,
     recall_at,
     retrieval_ranks,
     skewness,
@@ -112,7 +111,6 @@ __all__ = [
     "log_odds_against",
     "log_softmax",
     "logsumexp",
-    "median_rank",
     "mine_negatives",
     "multi_similarity",
     "mutual_information",

@@ -47,11 +47,6 @@ def recall_at(ranks: Int[Tensor, " queries"], k: int) -> float:
     return (ranks <= k).double().mean().item()
 
 
-def median_rank(ranks: Int[Tensor, " queries"]) -> float:
-    """MdR: the median rank of the best relevant item, the mean of the middle two of an even number."""
-    return ranks.double().quantile(0.5).item()
-
-
 def k_occurrence(similarities: Float[Tensor, "queries gallery"], k: int = 10) -> Int[Tensor, " gallery"]:
     """For how many queries each gallery item is among the `k` most similar."""
     s = check_logits(similarities, "similarities")
