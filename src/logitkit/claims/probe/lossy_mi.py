@@ -40,9 +40,9 @@ KINDS = {"blobs": 2, "rectangles": 4}
     statement="Between images, the information after compression is within 0.35 nat of the truth, a third of"
     " the error that raw pixels leave; I(T; Y) of a noisy network rises to 90 % of H(Y).",
     seeds=range(3),
-    note="After compression 0.41 nat are missed on average where 0.35 were asked for, among raw pixels 2.7. The"
-    " network is right on 79 % of the 2,000 shapes that it was not trained on (seed 0), which is too few for"
-    " 90 % of H(Y); on rows that it was trained on I(T; Y) comes to 0.90 of it.",
+    note="After compression 0.41 nat are missed on average where 0.35 were asked for, among raw pixels 2.7."
+    " The network is right on 79 % of the 2,000 shapes that it was not trained on (seed 0), which is too few"
+    " for 90 % of H(Y); on rows that it was trained on I(T; Y) comes to 0.90 of it.",
 )
 def lossy_mi(trial: Trial) -> list[Check]:
     pairs, epochs = trial.few(PAIRS, 300), trial.few(100, 2)
