@@ -53,8 +53,8 @@ class CACRLoss(nn.Module):
     Raises: ValueError for fewer than two views, wrong shapes or dtypes, an empty batch, NaN, a t_pos, t_neg,
     alpha or beta that is negative.
 
-    Source: Zheng et al., TMLR 2023, arXiv:2105.03746, equations 4 to 6. The debiased variant of the authors'
-    code is left out: it subtracts the positives' cost with the sign that repels them.
+    Source: Zheng et al., TMLR 2023, arXiv:2105.03746, and the authors' code, whose numbers it has. The
+    debiased variant there is left out: it adds the positives' cost with the sign that repels them.
 
     Not for: two views, where all positives weigh the same and only repulsion is weighted; classifying by
     itself: the last layer learns nothing. Add it to a loss (`regularize=0.1*cacr`), or judge embeddings

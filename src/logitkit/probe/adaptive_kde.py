@@ -38,14 +38,14 @@ class AdaptiveKDE:
     Shapes: t (rows, *layer), y (rows,) integer labels or None; returns `Known(input, label)` in bits. x is
     not looked at. Memory is rows times 1,024 numbers.
 
-    Defaults: v0 = 1e-3, the noise that Saxe et al. add; the upper bound, as in the paper.
+    Defaults: v0 = 1e-3 and the upper bound.
 
     Raises: ValueError for a v0 that is not positive, another bound, wrong shapes or dtypes, NaN or infinite
     values. A layer of zeros knows nothing, 0 bits.
 
-    Source: Chelombiev, Houghton, O'Donnell, arXiv:1902.09037, section 3.2; the bounds are those of
-    Kolchinsky, Tracey, arXiv:1706.02419. That the variance, not its root, is in proportion to the largest
-    activation is our reading.
+    Source: Chelombiev, Houghton, O'Donnell, arXiv:1902.09037, adaptive kernel density estimation; the
+    bounds are those of Kolchinsky, Tracey, arXiv:1706.02419. That the variance, not its
+    root, is in proportion to the largest activation is our reading.
 
     Not for: bits that are compared across v0.
     """

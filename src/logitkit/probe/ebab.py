@@ -34,7 +34,7 @@ class EBAB:
 
     Raises: ValueError for fewer than 2 bins, wrong shapes or dtypes, NaN or infinite values.
 
-    Source: Chelombiev, Houghton, O'Donnell, arXiv:1902.09037, section 3.1.
+    Source: Chelombiev, Houghton, O'Donnell, arXiv:1902.09037, entropy-based adaptive binning.
 
     Not for: layers so wide that all rows differ in some unit's bin: H(T) is then log2 of the rows.
     """

@@ -39,7 +39,7 @@ class FixedBins:
     Raises: ValueError for values outside the range (they are not clipped: use `EBAB` for layers without a
     bound), wrong shapes or dtypes, NaN, fewer than 1 bin, or a range that is none.
 
-    Source: Shwartz-Ziv, Tishby, arXiv:1703.00810, section 3.2. `ib_curve` iterates the equations of Tishby,
+    Source: Shwartz-Ziv, Tishby, arXiv:1703.00810. `ib_curve` iterates the equations of Tishby,
     Pereira, Bialek, arXiv:physics/0004057.
 
     Not for: comparing activations with each other: what falls under fixed bins is that units saturate. Nor

@@ -57,7 +57,7 @@ class LossyMI:
     Raises: ValueError for settings out of range, wrong shapes or dtypes, NaN, k rows or fewer, an autoencoder
     without `fit`, rows that repeat (their entropy is minus infinity: add noise), columns without any spread.
 
-    Source: Butakov, Tolmachev, Malanchuk, Neopryatnaya, Frolov, Andreev, arXiv:2305.08013, sections 3 and 4;
+    Source: Butakov et al., ICLR 2024, arXiv:2305.08013, and the authors' code, whose numbers it has;
     Berrett, Samworth, Yuan, arXiv:1606.00304, for the weights.
 
     Not for: comparing layers compressed to different dimensions. Compression only loses information: this is
