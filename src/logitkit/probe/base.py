@@ -118,11 +118,14 @@ class InformationPlane:
                 x=values[:, k, 0].tolist(), y=values[:, k, 1].tolist(), mode="lines+markers", name=name,
                 text=[f"step {step}" for step in self.steps],
                 line={"color": "#c2c9d2", "width": 1},
-                marker={"color": self.steps, "colorscale": "Viridis", "symbol": k, "size": 8},
+                marker={
+                    "color": self.steps, "colorscale": "Viridis", "symbol": k, "size": 8, "showscale": k == 0,
+                    "colorbar": {"title": "step"},
+                },
             )  # fmt: skip
         figure.update_layout(
             template="plotly_white", xaxis_title="I(X; T), bits", yaxis_title="I(T; Y), bits",
-            legend_title="layer",
+            legend={"title": "layer", "orientation": "h", "y": 1.1},
         )  # fmt: skip
         return figure
 
