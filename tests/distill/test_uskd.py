@@ -72,6 +72,14 @@ def test_zipf_labels_sum_to_one_and_leave_out_the_label():
     torch.testing.assert_close(many.sum(1), torch.ones(20, dtype=torch.float64))
 
 
+def test_both_softmaxes_are_ranked_without_their_label():
+    """Each row's order is another where one of the two is not divided by 1 minus its label."""
+    w = torch.tensor([[0.8, 0.15, 0.03, 0.02], [0.1, 0.5, 0.3, 0.1]], dtype=torch.float64)
+    s = torch.tensor([[0.1, 0.15, 0.3, 0.45], [0.8, 0.02, 0.06, 0.12]], dtype=torch.float64)
+    z = USKDLoss(2, 4).soft_labels(s.log(), w.log(), torch.tensor([0, 0]))
+    assert z.argsort(dim=1, descending=True)[:, :3].tolist() == [[1, 3, 2], [3, 1, 2]]
+
+
 def test_its_own_labels_have_no_gradient():
     """The label's part moves the logits by its weight times the slope of cross-entropy, and no more."""
     s, y = waves(4, 7, 1.7).requires_grad_(), torch.tensor([3, 0, 6, 1])
