@@ -23,7 +23,7 @@ def softmax(
     Pays: for float32 on a CPU with one row, or fewer rows than threads, and at least 2^18 numbers, contiguous
     along the last axis: torch runs a row on one thread and sums it in float32. There the two-pass form of
     Dukhan and Ablavatski (arXiv:2001.04438) uses every thread, reads x twice, and sums in float64 from blocks
-    of 4,096 numbers. Pass `out` to reuse memory; fresh memory of this size can cost more than the arithmetic.
+    of 2,048 numbers. Pass `out` to reuse memory; fresh memory of this size can cost more than the arithmetic.
 
     Error: at most 1e-6 of each weight (torch: 1e-3 on a row of 2^24). A row with NaN or infinities, or
     numbers beyond a million in size, is torch's.
