@@ -83,7 +83,9 @@ def load_state(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = file.keys()
+            # clone: a product may round differently where memory is not aligned, as that of a file is not
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
         kind = "a pickle, which is never loaded" if _is_pickle(path) else f"damaged ({error})"
         raise InputError(f"{path} is not a safetensors file: it is {kind}.") from error

@@ -76,5 +76,4 @@ class Hebbian:
         return self._state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        # Copies, as products round differently where memory read from a file is not aligned.
-        self._state = {key: state[key].clone() for key in ("mean", "sd", "sums", "counts")} if state else {}
+        self._state = {key: state[key] for key in ("mean", "sd", "sums", "counts")} if state else {}
