@@ -11,7 +11,7 @@ from torch import Tensor
 
 from logitkit.ops import check_positive
 from logitkit.probe.base import Known, check_layer
-from logitkit.registry import Real, part
+from logitkit.registry import part
 
 CHUNK = 1024  # rows whose distances to all others are held at once
 
@@ -25,7 +25,6 @@ CHUNK = 1024  # rows whose distances to all others are held at once
     companion_of="ebab",
     replaces="information_plane",
     aliases=("akde",),
-    search_space={"v0": Real(1e-5, 1e-1, log=True)},
 )
 class AdaptiveKDE:
     """Information of a layer as if Gaussian noise were added to it, in proportion to its activations: for

@@ -63,18 +63,12 @@ class InformationPlane:
         y: Int[Tensor, " rows"],
         layers: Sequence[str] | None = None,
     ) -> None:
-        modules = dict(model.named_modules())
         if layers is None:
-            layers = [name for name, m in modules.items() if type(m).__module__ == _ACTIVATIONS]
-        for name in layers:
-            if name not in modules:
-                raise ValueError(
-                    f"layers must name modules of the model, got {name!r}.{nearest(name, modules)}"
-                )
+            layers = [name for name, m in model.named_modules() if type(m).__module__ == _ACTIVATIONS]
+        named(model, layers)
         if not layers:
-            raise ValueError(
-                f"the model has no activation of torch among its {len(modules)} modules: name its layers."
-            )
+            count = len(list(model.modules()))
+            raise ValueError(f"the model has no activation of torch among its {count} modules: name layers.")
         if len(x) != len(y):
             raise ValueError(f"x and y must have as many rows, got {len(x)} and {len(y)}.")
         self.estimator, self.model, self.x, self.y = estimator, model, x, y
@@ -133,6 +127,15 @@ class InformationPlane:
 _ACTIVATIONS = nn.Tanh.__module__
 
 
+def named(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """The model's modules of these names. Raises ValueError for one that it lacks."""
+    modules = dict(model.named_modules())
+    for name in layers:
+        if name not in modules:
+            raise ValueError(f"layers must name modules of the model, got {name!r}.{nearest(name, modules)}")
+    return {name: modules[name] for name in layers}
+
+
 @torch.no_grad()
 def layer_outputs(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Float[Tensor, "rows d"]]:
     """What the named modules put out for x, flattened per row."""
@@ -144,8 +147,7 @@ def layer_outputs(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[st
 
         return hook
 
-    modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(keep(name)) for name in layers]
+    handles = [m.register_forward_hook(keep(name)) for name, m in named(model, layers).items()]
     try:
         with evaluating(model):
             for rows in x.split(CHUNK):

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from logitkit.probe.base import Known, check_layer, of_codes
-from logitkit.registry import Whole, part
+from logitkit.registry import part
 
 
 @part(
@@ -17,7 +17,6 @@ from logitkit.registry import Whole, part
     paper="arXiv:1902.09037",
     number=23,
     replaces="information_plane",
-    search_space={"bins": Whole(10, 100, log=True)},
 )
 class EBAB:
     """Information of a layer in bins of equal counts: for activations of any range, such as ReLU and ELU, and

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from logitkit.ops import check_numbers, check_positive, conditional_mutual_information, mutual_information
-from logitkit.probe.base import Known, check_layer
-from logitkit.registry import Choice, Whole, part
+from logitkit.probe.base import Known, check_layer, named
+from logitkit.registry import part
 
 Compression = Literal["pca", "ae"] | None
 CHUNK = 1024  # rows whose distances to all others are held at once
@@ -35,7 +35,6 @@ class Estimate(NamedTuple):
     paper="arXiv:2305.08013",
     number=42,
     replaces="information_plane",
-    search_space={"dim": Whole(1, 8), "k": Whole(3, 10), "method": Choice("kl", "ksg")},
 )
 class LossyMI:
     """Mutual information of two sets of vectors or images, each compressed to `dim` numbers, where nearest
@@ -302,15 +301,11 @@ def noisy_activations(model: nn.Module, layers: Sequence[str], sigma: float) -> 
     """Within it the named layers put out T = f(x) + Z, Z normal with standard deviation `sigma`, in training
     and in evaluation alike: what makes I(X; T) of a deterministic layer finite."""
     check_positive(sigma=sigma)
-    modules = dict(model.named_modules())
-    missing = [name for name in layers if name not in modules]
-    if missing:
-        raise ValueError(f"layers must name modules of the model, got {missing[0]!r} (of {len(modules)}).")
 
     def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output + sigma * torch.randn_like(output)
 
-    handles = [modules[name].register_forward_hook(hook) for name in layers]
+    handles = [m.register_forward_hook(hook) for m in named(model, layers).values()]
     try:
         yield
     finally:

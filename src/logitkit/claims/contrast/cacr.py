@@ -42,7 +42,7 @@ BATCH, STEPS, LABELS = 64, 800, 15
 )
 def cacr(trial: Trial) -> list[Check]:
     steps = trial.few(STEPS, 20)
-    arms: dict[str, nn.Module] = {
+    arms: dict[str, CACRLoss | SimCLRLoss] = {
         "cacr": CACRLoss(views=4),
         "no weights": CACRLoss(t_pos=0, t_neg=0, views=4),
         "simclr": SimCLRLoss(),
@@ -57,7 +57,7 @@ def cacr(trial: Trial) -> list[Check]:
     ]  # fmt: skip
 
 
-def probed(seed: int, loss: nn.Module, steps: int) -> float:
+def probed(seed: int, loss: CACRLoss | SimCLRLoss, steps: int) -> float:
     """Percent of test rows that the probe has right."""
     x, y, trained, labelled, test = rows(seed)
     torch.manual_seed(seed)
@@ -66,7 +66,7 @@ def probed(seed: int, loss: nn.Module, steps: int) -> float:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     for _ in range(steps):
         batch = x[trained[torch.randperm(len(trained))[:BATCH]]]
-        views = random_views(batch, int(loss.views))  # type: ignore[arg-type]
+        views = random_views(batch, loss.views)
         value = loss(network(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
         optimizer.zero_grad()
         value.backward()
