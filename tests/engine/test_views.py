@@ -28,6 +28,13 @@ def test_views_of_rows_are_scaled_and_noisy():
     assert not torch.equal(views[0], views[1])
 
 
+def test_every_view_is_of_the_example_in_its_place():
+    x = 100.0 * torch.arange(1, 9)[:, None].expand(8, 400)
+    gain = random_views(x, 3, torch.Generator().manual_seed(0)).mean(-1) / x[:, 0]
+    assert gain.min() > 0.69
+    assert gain.max() < 1.31
+
+
 def test_views_of_images_are_moved():
     """One bright pixel in the middle of 16 x 16 is found within 2 pixels of it, and everywhere there."""
     x = torch.zeros(600, 1, 16, 16)

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import mutual_info_score
 from torch import nn
 
-from logitkit.probe import FixedBins, InformationPlane, gradient_snr, ib_curve
+from logitkit.probe import FixedBins, InformationPlane, Known, gradient_snr, ib_curve
 
 
 def h(p):
@@ -128,6 +128,14 @@ class TestPlane:
         assert len(plane.plot().data) == 2
         assert model.training
         assert model[2].training  # dropout was off while looking, and is on again
+
+    def test_compression_is_what_was_lost_since_the_best(self):
+        known = iter([Known(1.0, 0.5), Known(4.0, 1.0), Known(1.5, 1.0)])
+        x, y = torch.randn(8, 4), torch.arange(8) % 2
+        plane = InformationPlane(lambda t, y, x: next(known), self.model(), x, y, ["1"])
+        for step in range(3):
+            plane.record(step)
+        assert plane.compression() == {"1": 2.5}
 
     def test_hooks_are_gone_afterwards(self):
         model = self.model()
